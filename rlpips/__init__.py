@@ -1,0 +1,95 @@
+"""LPIPS and R-LPIPS, the perceptual image distances, as one drop-in PyTorch module."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlpips.compat import (
+        DSSIM,
+        L2,
+        BCERankingLoss,
+        Dist2LogitLayer,
+        FakeNet,
+        dssim,
+        im2tensor,
+        l2,
+        np2tensor,
+        print_network,
+        psnr,
+        tensor2im,
+        tensor2np,
+        tensor2tensorlab,
+        tensor2vec,
+        tensorlab2tensor,
+        voc_ap,
+    )
+    from rlpips.errors import CheckpointError, ImageError, MissingExtraError, WeightsUnavailableError
+    from rlpips.images import load_image
+    from rlpips.measure import distance
+    from rlpips.metric import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
+    from rlpips.registry import WeightsEntry, list_weights
+
+__version__ = "0.1.0"
+
+# Public names and the modules they come from. They are imported on first use (PEP 562), so that
+# `import rlpips` costs nothing and `rlpips --help` needs no torch.
+_SOURCES = {
+    "compat": (
+        "BCERankingLoss", "DSSIM", "Dist2LogitLayer", "FakeNet", "L2", "dssim", "im2tensor", "l2",
+        "np2tensor", "print_network", "psnr", "tensor2im", "tensor2np", "tensor2tensorlab", "tensor2vec",
+        "tensorlab2tensor", "voc_ap",
+    ),
+    "errors": ("CheckpointError", "ImageError", "MissingExtraError", "WeightsUnavailableError"),
+    "images": ("load_image",),
+    "measure": ("distance",),
+    "metric": ("LPIPS", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"),
+    "registry": ("WeightsEntry", "list_weights"),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
+
+__all__ = [
+    "DSSIM",
+    "L2",
+    "LPIPS",
+    "BCERankingLoss",
+    "CheckpointError",
+    "Dist2LogitLayer",
+    "FakeNet",
+    "ImageError",
+    "MissingExtraError",
+    "NetLinLayer",
+    "ScalingLayer",
+    "WeightsEntry",
+    "WeightsUnavailableError",
+    "__version__",
+    "distance",
+    "dssim",
+    "im2tensor",
+    "l2",
+    "list_weights",
+    "load_image",
+    "normalize_tensor",
+    "np2tensor",
+    "print_network",
+    "psnr",
+    "spatial_average",
+    "tensor2im",
+    "tensor2np",
+    "tensor2tensorlab",
+    "tensor2vec",
+    "tensorlab2tensor",
+    "upsample",
+    "voc_ap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'rlpips' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"rlpips.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

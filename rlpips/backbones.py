@@ -1,0 +1,205 @@
+"""The convolutional networks whose activations LPIPS compares: AlexNet, VGG16 and SqueezeNet 1.1.
+
+Layers, names and random initialisation are those of torchvision's `features`; only what LPIPS reads is built,
+so there is no classifier. Slices keep torchvision's layer numbers, as in `lpips`: `net.slice2.3.weight`
+here is `features.3.weight` there.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class AlexNetFeatures(NamedTuple):
+    """Activations of AlexNet after each of its five ReLUs."""
+
+    relu1: Tensor
+    relu2: Tensor
+    relu3: Tensor
+    relu4: Tensor
+    relu5: Tensor
+
+
+class VGG16Features(NamedTuple):
+    """Activations of VGG16 after the last ReLU of each of its five blocks."""
+
+    relu1_2: Tensor
+    relu2_2: Tensor
+    relu3_3: Tensor
+    relu4_3: Tensor
+    relu5_3: Tensor
+
+
+class SqueezeNetFeatures(NamedTuple):
+    """Activations of SqueezeNet 1.1 at seven depths."""
+
+    relu1: Tensor
+    relu2: Tensor
+    relu3: Tensor
+    relu4: Tensor
+    relu5: Tensor
+    relu6: Tensor
+    relu7: Tensor
+
+
+class Fire(nn.Module):
+    """SqueezeNet's module: a 1x1 squeeze, then 1x1 and 3x3 expansions side by side (arXiv 1602.07360)."""
+
+    def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
+        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, channels, H, W)` to `(N, 2 * expanded, H, W)`."""
+        x = self.squeeze(x).relu_()
+        return torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1).relu_()
+
+
+def _alexnet_layers() -> list[nn.Module]:
+    return [
+        nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True),
+    ]  # fmt: skip
+
+
+def _vgg16_layers() -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    channels = 3
+    for block, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
+        if block:
+            layers.append(nn.MaxPool2d(2, 2))
+        for _ in range(depth):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+    return layers
+
+
+def _squeezenet_layers() -> list[nn.Module]:
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    return [
+        nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(inplace=True),
+        pool(), Fire(64, 16, 64), Fire(128, 16, 64),
+        pool(), Fire(128, 32, 128), Fire(256, 32, 128),
+        pool(), Fire(256, 48, 192),
+        Fire(384, 48, 192),
+        Fire(384, 64, 256),
+        Fire(512, 64, 256),
+    ]  # fmt: skip
+
+
+def _init_default(conv: nn.Conv2d) -> None:
+    conv.reset_parameters()
+
+
+def _init_vgg16(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+
+
+def _init_squeezenet(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one backbone from another.
+
+    Attributes:
+        name: LPIPS' name for it.
+        checkpoint: name of its ImageNet weights in the registry.
+        layers: makes the list of layers, numbered as torchvision's `features`.
+        ends: for each slice, the number of the layer after its last one.
+        channels: channels of each slice's output.
+        output: the named tuple that `forward` returns.
+        min_size: the least height and width that leave something after the last pooling.
+        init: fills one convolution with torchvision's random initial weights.
+    """
+
+    name: str
+    checkpoint: str
+    layers: Callable[[], list[nn.Module]]
+    ends: tuple[int, ...]
+    channels: tuple[int, ...]
+    output: Callable[..., Any]
+    min_size: int
+    init: Callable[[nn.Conv2d], None]
+
+
+ARCHITECTURES = {
+    "alex": Architecture(
+        "alex", "alexnet", _alexnet_layers, (2, 5, 8, 10, 12), (64, 192, 384, 256, 256),
+        AlexNetFeatures, 31, _init_default,
+    ),
+    "vgg": Architecture(
+        "vgg", "vgg16", _vgg16_layers, (4, 9, 16, 23, 30), (64, 128, 256, 512, 512),
+        VGG16Features, 16, _init_vgg16,
+    ),
+    "squeeze": Architecture(
+        "squeeze", "squeezenet1_1", _squeezenet_layers, (2, 5, 8, 10, 11, 12, 13),
+        (64, 128, 256, 384, 384, 512, 512), SqueezeNetFeatures, 17, _init_squeezenet,
+    ),
+}  # fmt: skip
+
+
+def architecture(net: str) -> Architecture:
+    """Look an architecture up by LPIPS' name: 'alex', 'vgg' (or 'vgg16') or 'squeeze'.
+
+    Raises:
+        ValueError: no such backbone.
+    """
+    try:
+        return ARCHITECTURES["vgg" if net == "vgg16" else net]
+    except (KeyError, TypeError):
+        raise ValueError(f"net={net!r} is unknown; choose 'alex', 'vgg' or 'squeeze'") from None
+
+
+class Backbone(nn.Module):
+    """A backbone cut into the slices `slice1`, `slice2`, ... whose outputs LPIPS compares.
+
+    Its parameters are not initialised: load a state dict or call `init_random`.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.N_slices = len(arch.ends)
+        self._arch = arch
+        with torch.device("meta"):
+            layers = arch.layers()
+        for k, (start, end) in enumerate(itertools.pairwise((0, *arch.ends)), start=1):
+            named = {str(i): layers[i] for i in range(start, end)}
+            self.add_module(f"slice{k}", nn.Sequential(OrderedDict(named)))
+        self.to_empty(device="cpu")
+
+    def init_random(self) -> None:
+        """Fill the parameters from torch's global generator, as torchvision's constructors do."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                self._arch.init(module)
+
+    def load_features(self, features: Mapping[str, Tensor]) -> None:
+        """Copy in the tensors of a state dict with torchvision's names, `features.0.weight` and so on."""
+        names = {key: "features." + key.split(".", 1)[1] for key in self.state_dict()}
+        self.load_state_dict({key: features[name] for key, name in names.items()})
+
+    def forward(self, x: Tensor) -> Any:
+        """Map images `(N, 3, H, W)`, already scaled, to a named tuple of one activation a slice."""
+        activations = []
+        for k in range(1, self.N_slices + 1):
+            x = self.get_submodule(f"slice{k}")(x)
+            activations.append(x)
+        return self._arch.output(*activations)

@@ -1,0 +1,387 @@
+"""The command line, `rlpips`. Torch is imported only by the commands that need it."""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rlpips
+
+if TYPE_CHECKING:
+    from rlpips.measure import Measured
+    from rlpips.registry import WeightsEntry
+
+_EPILOG = (
+    "Distances: 0 is the same image, larger is more different. Exit status: 0 done, 1 something could not be \
+measured or done, 2 wrong usage, 130 interrupted."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="rlpips: %(message)s", level=logging.WARNING)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"rlpips: error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlpips", description="Perceptual distances between images (LPIPS, R-LPIPS).", epilog=_EPILOG
+    )
+    parser.add_argument("--version", action="version", version=f"rlpips {rlpips.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    metric, output = _metric_options(), _output_options()
+
+    command = commands.add_parser(
+        "distance", parents=[metric, output], help="the distance between two images", epilog=_EPILOG
+    )
+    command.add_argument("a", metavar="A", type=Path, help="an image file")
+    command.add_argument("b", metavar="B", type=Path, help="another")
+    command.set_defaults(run=_distance)
+
+    command = commands.add_parser(
+        "compare",
+        parents=[metric, output],
+        help="the distances between files of one name in two folders",
+        epilog=_EPILOG,
+    )
+    command.add_argument("dir0", metavar="DIR0", type=Path, help="a folder of images")
+    command.add_argument("dir1", metavar="DIR1", type=Path, help="another, with files of the same names")
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
+        "pairs",
+        parents=[metric, output],
+        help="the distances between the images of one folder",
+        epilog=_EPILOG,
+    )
+    command.add_argument("dir", metavar="DIR", type=Path, help="a folder of images")
+    command.add_argument("--all", action="store_true", help="all pairs, not only consecutive ones by name")
+    command.set_defaults(run=_pairs)
+
+    weights = commands.add_parser("weights", help="the named weights: list, fetch, verify, import")
+    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
+    action = actions.add_parser("list", help="all names, and which are on this machine")
+    action.add_argument("--json", action="store_true", help="everything that is known of them, as JSON")
+    action.set_defaults(run=_weights_list)
+    action = actions.add_parser("path", help="the file that holds NAME on this machine")
+    action.add_argument("name", metavar="NAME")
+    action.set_defaults(run=_weights_path)
+    action = actions.add_parser("download", help="fetch what is not on this machine")
+    action.add_argument("names", metavar="NAME", nargs="+")
+    action.set_defaults(run=_weights_download)
+    action = actions.add_parser("verify", help="check digests (of all that is on this machine)")
+    action.add_argument("names", metavar="NAME", nargs="*")
+    action.set_defaults(run=_weights_verify)
+    action = actions.add_parser("import", help="take a copy of NAME from a file brought by hand")
+    action.add_argument("name", metavar="NAME")
+    action.add_argument("file", metavar="FILE", type=Path)
+    action.set_defaults(run=_weights_import)
+    return parser
+
+
+def _metric_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("metric")
+    group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
+    group.add_argument(
+        "--weights",
+        default="standard",
+        help="'standard' (the default), 'robust', a name from 'rlpips weights list', or a checkpoint file",
+    )
+    group.add_argument("--version", choices=["0.1", "0.0"], default="0.1", help="version of LPIPS (0.1)")
+    group.add_argument(
+        "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
+    )
+    group.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pairs at once (16)")
+    group.add_argument(
+        "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
+    )
+    return parser
+
+
+def _output_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("output")
+    formats = group.add_mutually_exclusive_group()
+    formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="as CSV")
+    formats.add_argument("--json", dest="format", action="store_const", const="json", help="as JSON")
+    group.add_argument(
+        "-o",
+        dest="output",
+        type=_output_file,
+        metavar="FILE",
+        help="write to FILE, whole or not at all; .csv and .json choose the format",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    try:
+        return _positive(height), _positive(width or height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; write 256 or 240x320 (height x width)"
+        ) from None
+
+
+def _output_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: {'it' if path.is_dir() else 'its folder'} \
+{'is a folder' if path.is_dir() else 'does not exist'}"
+        )
+    return path
+
+
+def _distance(options: argparse.Namespace) -> int:
+    return _measure(options, [(options.a, options.b)], [])
+
+
+def _compare(options: argparse.Namespace) -> int:
+    files0 = {path.name: path for path in _files(options.dir0)}
+    files1 = {path.name: path for path in _files(options.dir1)}
+    pairs = [(files0[name], files1[name]) for name in files0 if name in files1]
+    alone = [
+        (path, f"has no partner in {options.dir1}") for name, path in files0.items() if name not in files1
+    ]
+    alone += [
+        (path, f"has no partner in {options.dir0}") for name, path in files1.items() if name not in files0
+    ]
+    return _measure(options, pairs, alone)
+
+
+def _pairs(options: argparse.Namespace) -> int:
+    files = _files(options.dir)
+    pairs = itertools.combinations(files, 2) if options.all else itertools.pairwise(files)
+    return _measure(options, list(pairs), [])
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files in a folder by name, but for hidden ones."""
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder}: {'not a folder' if folder.exists() else 'there is no such folder'}"
+        )
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _measure(
+    options: argparse.Namespace, pairs: Sequence[tuple[Path, Path]], failures: list[tuple[Path, str]]
+) -> int:
+    """Measure pairs, write the report, name what could not be measured."""
+    results: list[Measured] = []
+    seen: set[Path] = set()
+    if pairs:
+        import torch
+        from tqdm import tqdm
+
+        from rlpips.measure import cached_metric, measure_pairs
+
+        metric = cached_metric(options.net, options.weights, options.version, torch.device(options.device))
+        measuring = measure_pairs(pairs, metric, batch_size=options.batch_size, resize=options.resize)
+        for result in tqdm(measuring, total=len(pairs), unit="pair", disable=None, leave=False):
+            if not result.problem:
+                results.append(result)
+            for path in result.culprits:
+                if path not in seen:
+                    seen.add(path)
+                    failures.append((path, result.problem))
+            if result.problem and not result.culprits:
+                failures.append((result.a, f"and {result.b}: {result.problem}"))
+    elif not failures:
+        raise ValueError("there are no two images to compare")
+    _report(options, results, failures)
+    for path, problem in failures:
+        print(f"rlpips: {problem if problem.startswith(str(path)) else f'{path} {problem}'}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _report(options: argparse.Namespace, results: list["Measured"], failures: list[tuple[Path, str]]) -> None:
+    """Write what was measured to stdout or the output file."""
+    suffix = options.output.suffix.lower() if options.output else ""
+    kind = options.format or {".csv": "csv", ".json": "json"}.get(suffix, "table")
+    if kind == "csv":
+        text = _csv(results)
+    elif kind == "json":
+        text = _json(options, results, failures)
+    else:
+        text = _table(options, results)
+    if options.output is None:
+        sys.stdout.write(text)
+        return
+    from rlpips.files import write_atomically
+
+    try:
+        write_atomically(options.output, text.encode())
+    except OSError as error:
+        raise OSError(f"cannot write {options.output}: {error.strerror}") from error
+
+
+def _summary(results: list["Measured"]) -> tuple[float, float]:
+    """Return the mean distance and its standard error, NaN where they are not defined."""
+    values = [result.distance for result in results]
+    mean = statistics.fmean(values) if values else math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return mean, error
+
+
+def _table(options: argparse.Namespace, results: list["Measured"]) -> str:
+    if options.run is _distance:
+        return "".join(f"{result.distance:.4f}\n" for result in results)
+    if options.run is _compare:
+        rows = [(result.a.name, f"{result.distance:.4f}") for result in results]
+    else:
+        rows = [(f"{result.a.name}  {result.b.name}", f"{result.distance:.4f}") for result in results]
+    mean, error = _summary(results)
+    lines = _columns(rows)
+    spread = "" if math.isnan(error) else f", standard error {error:.4f}"
+    lines.append(f"{len(results)} pair{'s' if len(results) != 1 else ''}, mean {mean:.4f}{spread}")
+    return "\n".join(lines) + "\n"
+
+
+def _csv(results: list["Measured"]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["a", "b", "distance"])
+    writer.writerows([result.a, result.b, f"{result.distance:.9g}"] for result in results)
+    return text.getvalue()
+
+
+def _json(options: argparse.Namespace, results: list["Measured"], failures: list[tuple[Path, str]]) -> str:
+    mean, error = _summary(results)
+    document = {
+        "rlpips": rlpips.__version__,
+        "net": options.net,
+        "weights": options.weights,
+        "version": options.version,
+        "resize": options.resize,
+        "mean": None if math.isnan(mean) else mean,
+        "standard_error": None if math.isnan(error) else error,
+        "pairs": [{"a": str(r.a), "b": str(r.b), "distance": r.distance} for r in results],
+        "failed": [{"file": str(path), "problem": problem} for path, problem in failures],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align rows of text, all columns to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _weights_list(options: argparse.Namespace) -> int:
+    if options.json:
+        entries = [vars(entry) for entry in rlpips.list_weights().values()]
+        print(json.dumps(entries, indent=2))
+        return 0
+    from rlpips import cache
+
+    rows = [("name", "kind", "net", "on this machine", "trained")]
+    for entry in rlpips.list_weights().values():
+        path = cache.path_of(entry)
+        where = "no" if not path.exists() else str(path) if entry.urls else "ships with rlpips"
+        rows.append((entry.name, entry.kind, entry.net, where, _trained(entry)))
+    print("\n".join(_columns(rows)))
+    return 0
+
+
+def _trained(entry: "WeightsEntry") -> str:
+    recipe: dict[str, Any] = entry.recipe
+    if recipe.get("mode") == "adversarial":
+        what = {"heads": "heads", "all": "whole network"}[recipe["train"]]
+        return f"{what}, adversarially, {recipe['attack']} on {recipe['perturb']}"
+    return f"on {recipe['data']}"
+
+
+def _weights_path(options: argparse.Namespace) -> int:
+    from rlpips import cache
+    from rlpips.registry import entry
+
+    path = cache.path_of(entry(options.name))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{options.name} is not on this machine; it would become {path}. "
+            f"Fetch it with: rlpips weights download {options.name}"
+        )
+    print(path)
+    return 0
+
+
+def _weights_download(options: argparse.Namespace) -> int:
+    from rlpips import cache
+
+    def download(entry: "WeightsEntry") -> str:
+        path = cache.ensure(entry)
+        cache.verify(entry)
+        return str(path)
+
+    return _for_each(options.names, download)
+
+
+def _weights_verify(options: argparse.Namespace) -> int:
+    from rlpips import cache
+
+    def verify(entry: "WeightsEntry") -> str:
+        cache.verify(entry)
+        return f"{entry.name}: right"
+
+    names = options.names or [
+        name for name, entry in rlpips.list_weights().items() if cache.path_of(entry).exists()
+    ]
+    return _for_each(names, verify)
+
+
+def _weights_import(options: argparse.Namespace) -> int:
+    from rlpips import cache
+
+    return _for_each([options.name], lambda entry: str(cache.import_file(entry, options.file)))
+
+
+def _for_each(names: Iterable[str], action: Callable[["WeightsEntry"], str]) -> int:
+    """Print what `action` returns for each named checkpoint; one that fails does not stop the rest."""
+    from rlpips.registry import entry
+
+    status = 0
+    for checked in [entry(name) for name in names]:
+        try:
+            print(action(checked), flush=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            print(f"rlpips: error: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Distances between files, arrays and tensors in one call, and between many pairs of files in batches."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlpips.errors import ImageError
+from rlpips.images import resize as resize_images
+from rlpips.images import to_tensor
+from rlpips.metric import LPIPS
+
+
+@functools.lru_cache(maxsize=4)
+def cached_metric(net: str, weights: str | Path, version: str, device: torch.device) -> LPIPS:
+    """Build a metric, or return the one built earlier with the same arguments."""
+    return LPIPS(net=net, weights=weights, version=version, check_range=False).to(device)
+
+
+def distance(
+    a: Any,
+    b: Any,
+    *,
+    net: str = "alex",
+    weights: str | PathLike[str] = "standard",
+    device: str | torch.device | None = None,
+    resize: int | tuple[int, int] | None = None,
+) -> float | npt.NDArray[np.float32]:
+    """Measure the LPIPS distance between two images, or two batches of them, given as almost anything.
+
+    Args:
+        a: a path; a Pillow image; a NumPy array `(H, W)`, `(H, W, 3)` or `(N, H, W, 3)`, uint8 in [0, 255] or
+            float in [0, 1]; or a tensor `(3, H, W)` or `(N, 3, H, W)`, uint8 in [0, 255] or float in [-1, 1].
+        b: likewise; a single image is compared with each of a batch.
+        net: 'alex', 'vgg' or 'squeeze'.
+        weights: as in `LPIPS`.
+        device: where to compute; by default where a tensor lies that was given, else on the CPU.
+        resize: bring both to this (height, width), or to a square of this side, before measuring.
+
+    Returns:
+        A float, or a float32 array `(N,)` if either argument is a batch. Smaller is more alike.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: something is not an image that can be measured, or the sizes differ.
+        TypeError: an argument is none of the above.
+        ValueError: as from `LPIPS`.
+        WeightsUnavailableError: weights are not on this machine and could not be fetched.
+    """
+    images_a, batched_a = to_tensor(a, "a")
+    images_b, batched_b = to_tensor(b, "b")
+    if resize is not None:
+        size = (resize, resize) if isinstance(resize, int) else (resize[0], resize[1])
+        images_a, images_b = resize_images(images_a, size), resize_images(images_b, size)
+    if images_a.shape[2:] != images_b.shape[2:]:
+        raise ImageError(
+            _sizes_differ(images_a, images_b) + "; resize=(height, width) brings both to one size"
+        )
+    if device is None:
+        device = images_a.device if images_a.device.type != "cpu" else images_b.device
+    metric = cached_metric(
+        net, weights if isinstance(weights, str) else Path(weights), "0.1", torch.device(device)
+    )
+    with torch.inference_mode():
+        distances = metric(images_a.to(device), images_b.to(device)).flatten().cpu().numpy()
+    return distances if batched_a or batched_b else float(distances[0])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The distance of one pair of files, or why there is none."""
+
+    a: Path
+    b: Path
+    distance: float = float("nan")
+    problem: str = ""
+    culprits: tuple[Path, ...] = ()
+
+
+def measure_pairs(
+    pairs: Iterable[tuple[Path, Path]],
+    metric: LPIPS,
+    *,
+    batch_size: int = 16,
+    resize: tuple[int, int] | None = None,
+) -> Iterator[Measured]:
+    """Measure pairs of files in batches of equal size, in the order given; what cannot be read is reported.
+
+    Args:
+        pairs: the files.
+        metric: the metric, on the device where it shall run.
+        batch_size: the most pairs that run at once.
+        resize: (height, width) to which all images are brought.
+
+    Yields:
+        One `Measured` for each pair, in order.
+    """
+
+    @functools.lru_cache(maxsize=256)
+    def load(path: Path) -> Tensor | str:
+        try:
+            image, _ = to_tensor(path)
+        except (OSError, ImageError) as error:
+            return str(error)
+        return image if resize is None else resize_images(image, resize)
+
+    waiting: list[tuple[Path, Path, Tensor, Tensor]] = []
+    for a, b in pairs:
+        image_a, image_b = load(a), load(b)
+        measured = _check_pair(a, b, image_a, image_b, metric)
+        full = len(waiting) == batch_size
+        if waiting and (full or measured is not None or waiting[0][2].shape != image_a.shape):  # type: ignore[union-attr]
+            yield from _measure_batch(waiting, metric)
+            waiting = []
+        if measured is not None:
+            yield measured
+        else:
+            assert isinstance(image_a, Tensor)
+            assert isinstance(image_b, Tensor)
+            waiting.append((a, b, image_a, image_b))
+    if waiting:
+        yield from _measure_batch(waiting, metric)
+
+
+def _check_pair(
+    a: Path, b: Path, image_a: Tensor | str, image_b: Tensor | str, metric: LPIPS
+) -> Measured | None:
+    """Return why a pair cannot be measured, or None if it can."""
+    unread = {path: image for path, image in ((a, image_a), (b, image_b)) if isinstance(image, str)}
+    if unread:
+        return Measured(a, b, problem="; ".join(unread.values()), culprits=tuple(unread))
+    assert isinstance(image_a, Tensor)
+    assert isinstance(image_b, Tensor)
+    if image_a.shape != image_b.shape:
+        return Measured(a, b, problem=_sizes_differ(image_a, image_b) + "; --resize brings all to one size")
+    if min(image_a.shape[2:]) < metric.min_size:
+        height, width = image_a.shape[2:]
+        return Measured(
+            a, b, problem=f"{width} x {height} pixels are too few, this backbone needs {metric.min_size}"
+        )
+    return None
+
+
+def _measure_batch(batch: list[tuple[Path, Path, Tensor, Tensor]], metric: LPIPS) -> Iterator[Measured]:
+    device = metric.scaling_layer.shift.device
+    in0 = torch.cat([image_a for _, _, image_a, _ in batch]).to(device)
+    in1 = torch.cat([image_b for _, _, _, image_b in batch]).to(device)
+    with torch.inference_mode():
+        distances = metric(in0, in1).flatten().tolist()
+    for (a, b, _, _), value in zip(batch, distances, strict=True):
+        yield Measured(a, b, value)
+
+
+def _sizes_differ(image_a: Tensor, image_b: Tensor) -> str:
+    (height_a, width_a), (height_b, width_b) = image_a.shape[2:], image_b.shape[2:]
+    return f"the images differ in size: {width_a} x {height_a} and {width_b} x {height_b} pixels"

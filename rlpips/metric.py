@@ -1,0 +1,270 @@
+"""LPIPS, the learned perceptual image patch similarity of Zhang et al. 2018 (arXiv 1801.03924)."""
+
+import logging
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from rlpips import cache, checkpoints, registry
+from rlpips.backbones import Backbone, architecture
+from rlpips.inputs import RangeCheck, check_images
+
+logger = logging.getLogger("rlpips")
+
+
+def normalize_tensor(in_feat: Tensor, eps: float = 1e-10) -> Tensor:
+    """Scale activations to unit length over channels, `f / (|f| + eps)`, with finite gradients at `f = 0`.
+
+    Args:
+        in_feat: `(N, C, H, W)`, floating point.
+        eps: added to the length.
+
+    Returns:
+        The same shape and dtype. A vector of zeros stays zero, and the length counts as constant there:
+        that is the limit of the gradient, where differentiating the square root would give NaN.
+
+    >>> normalize_tensor(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)).flatten()
+    tensor([0.6000, 0.8000])
+    """
+    square = in_feat.square().sum(dim=1, keepdim=True)
+    zero = square == 0
+    length = square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    return in_feat / (length + eps)
+
+
+def spatial_average(in_tens: Tensor, keepdim: bool = True) -> Tensor:
+    """Average `(N, C, H, W)` over height and width, to `(N, C, 1, 1)`, or `(N, C)` without `keepdim`."""
+    return in_tens.mean(dim=(2, 3), keepdim=keepdim)
+
+
+def upsample(in_tens: Tensor, out_HW: Sequence[int] = (64, 64)) -> Tensor:
+    """Resize `(N, C, h, w)` bilinearly to `(N, C, *out_HW)`, corners not aligned."""
+    return F.interpolate(in_tens, size=tuple(out_HW), mode="bilinear", align_corners=False)
+
+
+class ScalingLayer(nn.Module):
+    """Brings images from [-1, 1] to the statistics of ImageNet: `(x - shift) / scale`, `(N, 3, H, W)`."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(checkpoints.SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(checkpoints.SCALE).view(1, 3, 1, 1))
+
+    def forward(self, inp: Tensor) -> Tensor:
+        """Scale images `(N, 3, H, W)`."""
+        return (inp - self.shift) / self.scale
+
+
+class NetLinLayer(nn.Module):
+    """A head: dropout (where wanted) and a 1x1 convolution without bias, `(N, chn_in, H, W)` to `chn_out`."""
+
+    def __init__(self, chn_in: int, chn_out: int = 1, use_dropout: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Dropout()] if use_dropout else []
+        layers.append(nn.Conv2d(chn_in, chn_out, 1, bias=False))
+        self.model = nn.Sequential(*layers)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights of the channels, `(chn_out, chn_in, 1, 1)`."""
+        weight = self.model[-1].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels of `(N, chn_in, H, W)`."""
+        out: Tensor = self.model(x)
+        return out
+
+
+class LPIPS(nn.Module):
+    """A distance between images that agrees with people, as an `nn.Module`; the class of `lpips`, and more.
+
+    `metric(in0, in1)` runs both images through a backbone, scales the activations of five layers (seven with
+    SqueezeNet) to unit length over channels, weighs their squared differences with a learned head per layer,
+    averages over space and sums over layers. Smaller is more alike; an image is at distance 0 from itself.
+
+    The metric is frozen: its parameters require no gradient and it stays in eval mode, whatever `.train()` is
+    called on a module that holds it. Gradients to the images flow as usual. `eval_mode=False` and
+    `pretrained=False` make the heads trainable, `pnet_tune=True` the backbone.
+
+    Args:
+        pretrained: take learned heads; otherwise they are random, and trainable.
+        net: the backbone, 'alex', 'vgg' (or 'vgg16') or 'squeeze'.
+        version: '0.1', or '0.0' for the heads of the paper's first version, which did not scale its input.
+        lpips: False leaves the heads out: all channels weigh 1.
+        spatial: return a map of distances instead of their average.
+        pnet_rand: a random backbone instead of one trained on ImageNet; nothing is fetched for it.
+        pnet_tune: make the backbone trainable.
+        use_dropout: dropout before the heads while they are trained.
+        model_path: a checkpoint file; the same as `weights=` with a path.
+        eval_mode: False makes the heads trainable and puts the module into training mode.
+        verbose: log what is loaded, at level INFO, to the logger 'rlpips'.
+        weights: 'standard'; 'robust', the adversarially trained default for `net`; a name of
+            `rlpips.list_weights()`; or the path of a heads file, of a state dict of `lpips` or R-LPIPS, of a
+            torchvision model (for the backbone), or of a checkpoint of this package. What the file does not
+            bring comes from the standard weights.
+        check_range: warn once when values do not lie in [-1, 1] (or [0, 1] with `normalize=True`).
+
+    Raises:
+        ValueError: an argument is unknown or does not fit the others.
+        CheckpointError: a file is not a checkpoint for this metric.
+        WeightsUnavailableError: weights are not on this machine and could not be fetched.
+
+    >>> metric = LPIPS(net="alex", pnet_rand=True)
+    >>> x = torch.zeros(1, 3, 64, 64)
+    >>> metric(x, x).item()
+    0.0
+    """
+
+    def __init__(
+        self,
+        pretrained: bool = True,
+        net: str = "alex",
+        version: str = "0.1",
+        lpips: bool = True,
+        spatial: bool = False,
+        pnet_rand: bool = False,
+        pnet_tune: bool = False,
+        use_dropout: bool = True,
+        model_path: str | PathLike[str] | None = None,
+        eval_mode: bool = True,
+        verbose: bool = True,
+        *,
+        weights: str | PathLike[str] = "standard",
+        check_range: bool = True,
+    ) -> None:
+        super().__init__()
+        arch = architecture(net)
+        if version not in ("0.0", "0.1"):
+            raise ValueError(f"version={version!r} is unknown; choose '0.1' or '0.0'")
+        if model_path is not None:
+            if weights != "standard":
+                raise ValueError("model_path and weights both name a checkpoint; pass one of them")
+            weights = Path(model_path)
+        checkpoint = cache.find(weights, arch, version)
+        heads, backbone = checkpoint.heads, checkpoint.backbone
+        if not lpips and heads is not None and backbone is None:
+            raise ValueError(f"{weights} holds heads alone, and lpips=False has none")
+        if heads is None and lpips and pretrained:
+            heads = cache.standard_heads(arch, version)
+        if backbone is None and not pnet_rand:
+            backbone = cache.backbone(registry.entry(arch.checkpoint))
+        if verbose:
+            logger.info(
+                "LPIPS: net=%s version=%s lpips=%s spatial=%s weights=%s",
+                *(arch.name, version, lpips, spatial, weights),
+            )
+
+        self.pnet_type = net
+        self.pnet_tune = pnet_tune
+        self.pnet_rand = pnet_rand
+        self.spatial = spatial
+        self.lpips = lpips
+        self.version = version
+        self.check_range = check_range
+        self._range_check = RangeCheck()
+        self.min_size = arch.min_size
+
+        self.scaling_layer = ScalingLayer()
+        self.chns = list(arch.channels)
+        self.L = len(self.chns)
+        self.net = Backbone(arch)
+        if backbone is None:
+            self.net.init_random()
+        else:
+            self.net.load_features(backbone)
+        self.net.requires_grad_(pnet_tune)
+        if lpips:
+            for k, channels in enumerate(self.chns):
+                self.add_module(f"lin{k}", NetLinLayer(channels, use_dropout=use_dropout))
+            self.lins = nn.ModuleList(self.get_submodule(f"lin{k}") for k in range(self.L))
+            if heads is not None:
+                with torch.no_grad():
+                    for lin, head in zip(self.lins, heads, strict=True):
+                        assert isinstance(lin, NetLinLayer)
+                        lin.weight.copy_(head)
+            self.lins.requires_grad_(heads is None or not eval_mode)
+        self.train(not eval_mode)
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        """Set training mode, which only what is trainable enters: a frozen metric stays in eval mode."""
+        super().train(mode and any(p.requires_grad for p in self.parameters()))
+        if self.lpips:
+            for lin in self.lins:
+                lin.train(mode and any(p.requires_grad for p in lin.parameters()))
+        return self
+
+    @overload
+    def forward(
+        self, in0: Tensor, in1: Tensor, retPerLayer: Literal[False] = False, normalize: bool = False
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, in0: Tensor, in1: Tensor, retPerLayer: Literal[True], normalize: bool = False
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def forward(
+        self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Measure the distances between two batches of images.
+
+        Args:
+            in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device.
+            in1: likewise; either batch may be of one image, which is then compared with each of the other.
+            retPerLayer: also return each layer's share.
+            normalize: the images are in [0, 1].
+
+        Returns:
+            `(N, 1, 1, 1)`, or `(N, 1, H, W)` with `spatial=True`; with `retPerLayer` a pair of that and the
+            list of each layer's share, of the same shape, whose sum it is. Normalisation and sums are done in
+            float32 at least; the result is of the wider dtype of images and module.
+
+        Raises:
+            TypeError: not tensors, or not of a usable dtype.
+            ValueError: shapes that do not fit, images too small for the backbone, wrong device.
+        """
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            check_images(in0, in1, like=self.scaling_layer.shift, min_size=self.min_size)
+            if self.check_range and not torch.compiler.is_compiling():
+                self._range_check(in0, in1, normalize)
+        dtype = torch.promote_types(in0.dtype, self.scaling_layer.shift.dtype)
+        features0, features1 = self._features(in0, normalize), self._features(in1, normalize)
+        shares = []
+        for k, (f0, f1) in enumerate(zip(features0, features1, strict=True)):
+            share = self._layer_distance(k, f0, f1)
+            share = upsample(share, in0.shape[2:]) if self.spatial else spatial_average(share)
+            shares.append(share)
+        total = torch.stack(shares).sum(dim=0).to(dtype)
+        if retPerLayer:
+            return total, [share.to(dtype) for share in shares]
+        return total
+
+    def _features(self, image: Tensor, normalize: bool) -> Sequence[Tensor]:
+        if normalize:
+            image = 2 * image - 1
+        # The paper's first version forgot to scale; its heads expect that.
+        image = (
+            self.scaling_layer(image) if self.version == "0.1" else image.to(self.scaling_layer.shift.dtype)
+        )
+        features: Sequence[Tensor] = self.net(image)
+        return features
+
+    def _layer_distance(self, k: int, f0: Tensor, f1: Tensor) -> Tensor:
+        """Weighted squared difference `(N, 1, h, w)` of unit activations, in float32 at least."""
+        dtype = torch.promote_types(f0.dtype, torch.float32)
+        difference = (normalize_tensor(f0.to(dtype)) - normalize_tensor(f1.to(dtype))).square()
+        if not self.lpips:
+            return difference.sum(dim=1, keepdim=True)
+        lin = self.lins[k]
+        assert isinstance(lin, NetLinLayer)
+        for layer in lin.model[:-1]:  # dropout, if any
+            difference = layer(difference)
+        return (difference * lin.weight.to(dtype)).sum(dim=1, keepdim=True)
