@@ -54,7 +54,7 @@ def tensor2np(tensor_obj: Tensor) -> Array:
 
 def np2tensor(np_obj: Array) -> Tensor:
     """Turn an array `(H, W, C)` into a float32 tensor `(1, C, H, W)`, values unchanged."""
-    return torch.tensor(np_obj, dtype=torch.float32).permute(2, 0, 1)[None]
+    return torch.tensor(np.ascontiguousarray(np_obj), dtype=torch.float32).permute(2, 0, 1)[None]
 
 
 def tensor2im(

@@ -19,7 +19,7 @@ READ_TIMEOUT = 30.0
 ATTEMPTS = 5  # for each URL
 _BACK_OFF = 0.5  # seconds before the second attempt; doubles each time
 _LARGEST = 2**30  # bytes accepted where the size is not known
-_CHUNK = 2**18
+_CHUNK = 2**16  # the most that a broken connection loses
 
 
 class DownloadError(OSError):

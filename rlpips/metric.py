@@ -185,7 +185,11 @@ class LPIPS(nn.Module):
         self.net.requires_grad_(pnet_tune)
         if lpips:
             for k, channels in enumerate(self.chns):
-                self.add_module(f"lin{k}", NetLinLayer(channels, use_dropout=use_dropout))
+                with torch.device(
+                    "cpu" if heads is None else "meta"
+                ):  # only random heads draw random numbers
+                    lin = NetLinLayer(channels, use_dropout=use_dropout)
+                self.add_module(f"lin{k}", lin.to_empty(device="cpu") if heads is not None else lin)
             self.lins = nn.ModuleList(self.get_submodule(f"lin{k}") for k in range(self.L))
             if heads is not None:
                 with torch.no_grad():

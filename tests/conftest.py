@@ -1,0 +1,62 @@
+"""What the tests share: the real `lpips` as oracle, real weights and photos, and a cache of their own."""
+
+import functools
+import os
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+from peers import WORST, hushed
+
+import rlpips
+from rlpips import cache, registry
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Let no test touch the user's cache or the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLPIPS_HOME", str(tmp_path_factory.mktemp("rlpips-home")))
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch-home")))
+        patch.setenv("RLPIPS_OFFLINE", "1")
+        patch.delenv("RANK", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real weights and photos, which lies beside a checkout."""
+    if not SHARED.is_dir():
+        assert not os.environ.get("CI"), f"CI needs {SHARED}"
+        pytest.skip(f"needs the real weights and photos in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_weights(shared, own_cache):
+    """Import the real ImageNet weights of AlexNet and VGG16 into the tests' cache."""
+    for name in ("alexnet", "vgg16"):
+        cache.import_file(registry.entry(name), shared / "weights" / f"{name}-imagenet-features.pth")
+
+
+@pytest.fixture(scope="session")
+def real_peers(real_weights, shared):
+    """Make our metric and that of `lpips` with the real weights, `real_peers(net)`."""
+
+    @functools.cache
+    def make(net, dtype=torch.float32):
+        with hushed():
+            theirs = lpips.LPIPS(net=net, pnet_rand=True)
+        ours = rlpips.LPIPS(net=net)
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+        return ours.to(dtype), theirs.to(dtype)
+
+    return make
+
+
+def pytest_terminal_summary(terminalreporter):
+    for dtype, worst in WORST.items():
+        terminalreporter.write_line(f"largest difference to lpips 0.1.4 in {dtype}: {worst:.2g}")

@@ -1,0 +1,137 @@
+"""An HTTP server that misbehaves on purpose, one way for each path."""
+
+import contextlib
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Server:
+    """Serves `content` at `/WAY/NAME`, in the way that the path names; counts and keeps the requests."""
+
+    def __init__(self, content):
+        self.content = content
+        self.requests = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                outer.requests.append((self.path, self.headers.get("Range")))
+                way = self.path.split("/")[-2]
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    getattr(self, way.replace("-", "_"))()
+
+            def log_message(self, *arguments):
+                pass
+
+            def answer(self, status, body, **headers):
+                self.send_response(status)
+                headers.setdefault("Content_Length", str(len(body)))
+                for key, value in headers.items():
+                    if value is not None:
+                        self.send_header(key.replace("_", "-"), value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def hang_up(self):
+                self.close_connection = True
+
+            def good(self):
+                start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+                if not start:
+                    self.answer(200, outer.content)
+                elif start >= len(outer.content):
+                    self.answer(416, b"")
+                else:
+                    rest, total = outer.content[start:], len(outer.content)
+                    self.answer(206, rest, Content_Range=f"bytes {start}-{total - 1}/{total}")
+
+            def mirror(self):  # another good one
+                self.good()
+
+            def no_ranges(self):
+                self.answer(200, outer.content)
+
+            def cut(self):
+                """Break off halfway through what was asked for, the first two times."""
+                if len(outer.requests) > 2:
+                    return self.good()
+                start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+                rest, total = outer.content[start:], len(outer.content)
+                self.answer(
+                    206 if start else 200,
+                    rest[: len(rest) // 2],
+                    Content_Length=str(len(rest)),
+                    Content_Range=f"bytes {start}-{total - 1}/{total}",
+                )
+                return self.hang_up()
+
+            def always_cut(self):
+                self.answer(200, outer.content[:1000], Content_Length=str(len(outer.content)))
+                self.hang_up()
+
+            def page(self):
+                self.answer(200, b"<html>please log in</html>", Content_Type="text/html")
+
+            def missing(self):
+                self.answer(404, b"no such file")
+
+            def busy(self):
+                """Be overloaded the first two times."""
+                self.answer(503, b"") if len(outer.requests) <= 2 else self.good()
+
+            def always_busy(self):
+                self.answer(429, b"")
+
+            def stall(self):
+                """Stop sending without closing, the first time."""
+                if len(outer.requests) > 1:
+                    return self.good()
+                self.answer(200, outer.content[:1000], Content_Length=str(len(outer.content)))
+                time.sleep(3)
+                return self.hang_up()
+
+            def endless(self):
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(10000):
+                    self.wfile.write(b"\0" * 2**16)
+                self.hang_up()
+
+            def huge(self):
+                self.answer(200, b"", Content_Length=str(10**12))
+                self.hang_up()
+
+            def other_range(self):
+                if self.headers.get("Range"):
+                    self.answer(206, outer.content[5:], Content_Range="bytes 5-9/10")
+                else:
+                    self.good()
+
+            def unsized(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(outer.content)
+                self.hang_up()
+
+            def slow(self):
+                """Take long enough for other processes to arrive."""
+                time.sleep(1)
+                self.good()
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+
+    def url(self, way, name="file.pth"):
+        return f"{self.address}/{way}/{name}"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.http.shutdown()
+        self.http.server_close()

@@ -1,0 +1,242 @@
+import pickle
+import warnings
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+import torchvision
+from peers import hushed, images
+
+import rlpips
+from rlpips import checkpoints
+from rlpips.backbones import ARCHITECTURES
+from rlpips.errors import CheckpointError
+
+
+def published(net="alex", version="0.1"):
+    return Path(lpips.__file__).parent / "weights" / f"v{version}" / f"{net}.pth"
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """A metric of lpips with a random backbone and heads that differ from the published ones."""
+    with hushed():
+        theirs = lpips.LPIPS(pnet_rand=True)
+    with torch.no_grad():
+        for k, lin in enumerate(theirs.lins):
+            lin.model[1].weight.mul_(0.5 + 0.1 * k)
+    return theirs
+
+
+def distance(metric):
+    with torch.no_grad():
+        return metric(images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1))
+
+
+@pytest.mark.parametrize("kind", ["full", "module", "no scaling", "no dropout", "half", "own", "cuda"])
+def test_full_state_dicts_load_and_fetch_nothing(peer, tmp_path, kind):
+    state = peer.state_dict()
+    path = tmp_path / "metric.pth"
+    if kind == "module":
+        state = {f"module.{key}": value for key, value in state.items()}
+    elif kind in ("no scaling", "cuda"):  # as R-LPIPS saves it
+        state = {key: value for key, value in state.items() if not key.startswith("scaling")}
+    elif kind == "no dropout":
+        state = {key.replace("model.1.", "model.0."): value for key, value in state.items()}
+    elif kind == "half":
+        state = {key: value.half() for key, value in state.items()}
+    if kind == "own":
+        checkpoints.save(path, state, {"net": "alex", "version": "0.1", "made": "by a test"})
+    else:
+        torch.save(state, path)
+    if kind == "cuda":
+        saved_from_cuda(path)
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(path, weights_only=True)
+    for metric in (
+        rlpips.LPIPS(weights=path),
+        rlpips.LPIPS(weights=str(path)),
+        rlpips.LPIPS(model_path=path),
+    ):
+        assert torch.allclose(distance(metric), distance(peer), atol=1e-3 if kind == "half" else 1e-6)
+        assert not any(p.requires_grad for p in metric.parameters())
+
+
+def saved_from_cuda(path):
+    """Turn a file's storages into ones that were saved from a CUDA device."""
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            if name.endswith("data.pkl"):
+                # every storage's location is the unicode string 'cpu', memoised once
+                assert data.count(b"X\x03\x00\x00\x00cpu") == 1
+                data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            archive.writestr(name, data)
+
+
+def test_a_full_state_dict_wins_over_pnet_rand(peer, tmp_path):
+    torch.save(peer.state_dict(), tmp_path / "metric.pth")
+    assert torch.allclose(
+        distance(rlpips.LPIPS(pnet_rand=True, weights=tmp_path / "metric.pth")), distance(peer)
+    )
+
+
+def test_heads_load_over_any_backbone(tmp_path):
+    metric = rlpips.LPIPS(pnet_rand=True, model_path=published(version="0.0"))
+    expected = torch.load(published(version="0.0"), map_location="cpu", weights_only=True)
+    assert torch.equal(metric.lin3.weight, expected["lin3.model.1.weight"])
+    again = rlpips.LPIPS(pnet_rand=True, pretrained=False, model_path=published(version="0.0"))
+    assert torch.equal(again.lin3.weight, expected["lin3.model.1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("net", "model"), [("alex", "alexnet"), ("vgg", "vgg16"), ("squeeze", "squeezenet1_1")], ids=str
+)
+def test_torchvision_models_bring_the_backbone(net, model, tmp_path):
+    torch.manual_seed(3)
+    source = getattr(torchvision.models, model)(weights=None)
+    torch.save(source.state_dict(), tmp_path / "model.pth")
+    metric = rlpips.LPIPS(net=net, weights=tmp_path / "model.pth")
+    state = source.state_dict()
+    for key, value in metric.net.state_dict().items():
+        assert torch.equal(value, state["features." + key.split(".", 1)[1]])
+    heads = torch.load(published(net), map_location="cpu", weights_only=True)
+    assert torch.equal(metric.lin0.weight, heads["lin0.model.1.weight"])
+    features = {key: value for key, value in state.items() if key.startswith("features")}
+    torch.save(features, tmp_path / "features.pth")
+    assert torch.equal(
+        distance(rlpips.LPIPS(net=net, weights=tmp_path / "features.pth", lpips=False)),
+        distance(rlpips.LPIPS(net=net, weights=tmp_path / "model.pth", lpips=False)),
+    )
+
+
+def test_own_files_carry_their_metadata_and_are_held_to_it(peer, tmp_path):
+    path = tmp_path / "metric.pth"
+    metadata = {"version": "0.0", "recipe": {"eps": 4 / 255}}
+    checkpoints.save(path, peer.state_dict(), metadata)
+    assert checkpoints.read(path, ARCHITECTURES["alex"]).metadata == metadata
+    with pytest.raises(ValueError, match="is for version='0.0', not '0.1'"):
+        rlpips.LPIPS(weights=path)
+    torch.save({"rlpips": 99, "state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="of format 99"):
+        rlpips.LPIPS(weights=path)
+
+
+def changed(state, **changes):
+    state = dict(state)
+    for key, value in changes.items():
+        key = key.replace("__", ".")
+        if value is None:
+            del state[key]
+        else:
+            state[key] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda s: changed(s, net__slice2__3__bias=None), "missing: features.3.bias"),
+        (lambda s: changed(s, lin2__model__1__weight=None, lins__2__model__1__weight=None), "missing: lin2"),
+        (lambda s: changed(s, extra__weight=torch.ones(1)), "unknown: extra.weight"),
+        (lambda s: changed(s, net__slice7__3__bias=torch.ones(192)), "unknown: net.slice7.3.bias"),
+        (lambda s: changed(s, net__slice1__0__bias=torch.ones(65)), r"features.0.bias has shape \(65,\), not \(64,\)"),
+        (lambda s: changed(s, lin0__model__1__weight=torch.zeros(1, 64, 1, 1)), "lin0 and lins.0 differ"),
+        (lambda s: changed(s, scaling_layer__shift=torch.ones(1, 3, 1, 1)), "scaling_layer.shift is not LPIPS'"),
+        (lambda s: changed(s, net__slice1__0__bias=torch.full((64,), torch.nan)), "features.0.bias is not finite"),
+        (lambda s: changed(s, net__slice1__0__bias=torch.zeros(64, dtype=torch.int32)), "is not finite floating point"),
+        (lambda s: {}, "an empty state dict"),
+        (lambda s: {"state_dict": dict(s)}, "training checkpoint, whose weights are under 'state_dict'"),
+        (lambda s: {"state": {}, "param_groups": []}, "the state of an optimizer"),
+        (lambda s: {"epoch": 3}, "a dictionary with 'epoch'"),
+        (lambda s: [1, 2], "a bare list"),
+        (lambda s: torch.ones(3), "a bare Tensor"),
+        (lambda s: torchvision.models.resnet18().state_dict(), "it looks like a ResNet"),
+        (lambda s: torchvision.models.vgg16().features.state_dict(prefix="features."), "torchvision's weights for net='vgg'"),
+        (lambda s: torchvision.models.vgg11().features.state_dict(prefix="features."), "torchvision model of another arch"),
+        (lambda s: rlpips.LPIPS(net="squeeze", pnet_rand=True).state_dict(), "an LPIPS state dict for net='squeeze'"),
+        (lambda s: torch.load(published("vgg"), map_location="cpu"), "LPIPS heads for net='vgg'"),
+        (lambda s: rlpips.Dist2LogitLayer().state_dict(), "ranking network"),
+        (lambda s: torch.nn.Linear(2, 2).state_dict(), "something else. unknown: weight, bias"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_refused_and_described(peer, tmp_path, make, message):
+    path = tmp_path / "wrong.pth"
+    with hushed():
+        torch.save(make(peer.state_dict()), path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        rlpips.LPIPS(weights=path)
+    assert str(path) in str(caught.value)
+
+
+def test_lpips_ignores_a_torchvision_file_given_as_model_path_silently(tmp_path):
+    """What this package takes as a backbone, and any other network as an error, lpips loads nothing of."""
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
+    with hushed():
+        lpips.LPIPS(pnet_rand=True, model_path=str(tmp_path / "resnet.pth"))
+    with pytest.raises(CheckpointError):
+        rlpips.LPIPS(pnet_rand=True, model_path=str(tmp_path / "resnet.pth"))
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path.touch, (Path(Hostile.target),))
+
+
+def test_code_in_a_file_is_never_run(tmp_path):
+    Hostile.target = str(tmp_path / "run")
+    for name, write in (("torch", torch.save), ("pickle", lambda o, p: Path(p).write_bytes(pickle.dumps(o)))):
+        path = tmp_path / f"{name}.pth"
+        write({"lin0.model.1.weight": Hostile()}, path)
+        with pytest.raises(CheckpointError, match="was not loaded: .*could run code"):
+            rlpips.LPIPS(pnet_rand=True, weights=path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1, -2000])
+def test_truncated_files_are_refused(peer, tmp_path, cut):
+    path = tmp_path / "metric.pth"
+    torch.save(peer.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match="metric.pth"):
+        rlpips.LPIPS(weights=path)
+
+
+def test_text_and_folders_are_refused(tmp_path):
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    for path in (tmp_path / "page.pth", tmp_path):
+        with pytest.raises(CheckpointError, match="PyTorch file"):
+            rlpips.LPIPS(pnet_rand=True, weights=path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*nothing.pth"):
+        rlpips.LPIPS(pnet_rand=True, model_path=tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match="neither a file nor a name"):
+        rlpips.LPIPS(pnet_rand=True, weights="nothing.pth")
+
+
+def test_loading_says_nothing(peer, tmp_path, capsys):
+    torch.save(peer.state_dict(), tmp_path / "metric.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rlpips.LPIPS(weights=tmp_path / "metric.pth")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tensor_digests_name_the_numbers_not_the_file():
+    state = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+    digest = checkpoints.tensors_digest(state)
+    assert digest == checkpoints.tensors_digest(dict(reversed(state.items())))
+    assert digest == checkpoints.tensors_digest({"b": torch.arange(3.0), "a": torch.ones(2, 4)[:, ::2]})
+    for other in (
+        {**state, "a": torch.ones(4, 1)},
+        {**state, "a": torch.ones(2, 2).double()},
+        {**state, "a": torch.tensor([[1.0, 1.0], [1.0, 1.0000001]])},
+        {"b": state["b"], "c": state["a"]},
+    ):
+        assert checkpoints.tensors_digest(other) != digest

@@ -1,0 +1,651 @@
+import copy
+import io
+import itertools
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peers import difference, hushed, images, peers
+
+import rlpips
+
+NETS = {"alex": 31, "vgg": 16, "squeeze": 17}
+LIMIT = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+# Each promise that lpips does not keep is tested on both libraries, and must fail on lpips.
+both = pytest.mark.parametrize(
+    "library",
+    [
+        rlpips,
+        pytest.param(lpips, marks=pytest.mark.xfail(strict=True, reason="lpips does not keep this promise")),
+    ],
+    ids=["rlpips", "lpips"],
+)
+
+
+def build(library, **arguments):
+    with hushed():
+        return library.LPIPS(pnet_rand=True, **arguments)
+
+
+# --- the same numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("net", NETS)
+def test_values_are_those_of_lpips_for_every_setting(net, dtype):
+    least = NETS[net]
+    for version, heads, spatial, normalize in itertools.product(("0.1", "0.0"), *[(True, False)] * 3):
+        ours, theirs = peers(net, dtype, version, heads, spatial)
+        for height, width in ((least, least), (least, 2 * least + 1), (54, 47)):
+            in0, in1 = (
+                images(2, 3, height, width, dtype=dtype),
+                images(2, 3, height, width, seed=1, dtype=dtype),
+            )
+            if normalize:
+                in0, in1 = (in0 + 1) / 2, (in1 + 1) / 2
+            with torch.no_grad():
+                value, layers = ours(in0, in1, retPerLayer=True, normalize=normalize)
+                expected, expected_layers = theirs(in0, in1, retPerLayer=True, normalize=normalize)
+            assert value.shape == expected.shape == ((2, 1, height, width) if spatial else (2, 1, 1, 1))
+            assert difference(value, expected) <= LIMIT[dtype]
+            assert len(layers) == len(expected_layers)
+            for layer, expected_layer in zip(layers, expected_layers, strict=True):
+                assert layer.shape == expected_layer.shape
+                assert difference(layer, expected_layer) <= LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("size", [(224, 224), (512, 512), (511, 301)], ids=str)
+def test_values_are_those_of_lpips_for_large_images(net, size, dtype):
+    if net == "vgg" and dtype == torch.float64 and size != (224, 224):
+        size = size[0] // 2, size[1] // 2  # the full sizes take a minute
+    in0, in1 = images(1, 3, *size, dtype=dtype), images(1, 3, *size, seed=1, dtype=dtype)
+    for spatial in (False, True):
+        ours, theirs = peers(net, dtype, spatial=spatial)
+        with torch.no_grad():
+            assert difference(ours(in0, in1), theirs(in0, in1)) <= LIMIT[dtype]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    net=st.sampled_from(list(NETS)),
+    dtype=st.sampled_from(list(LIMIT)),
+    sizes=st.tuples(st.integers(0, 70), st.integers(0, 70)),
+    batches=st.sampled_from([(1, 1), (3, 3), (1, 2), (2, 1), (0, 0)]),
+    heads=st.booleans(),
+    version=st.sampled_from(["0.0", "0.1"]),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_values_are_those_of_lpips_for_any_shape(
+    net, dtype, sizes, batches, heads, version, channels_last, seed
+):
+    ours, theirs = peers(net, dtype, version, heads)
+    height, width = NETS[net] + sizes[0], NETS[net] + sizes[1]
+    in0 = images(batches[0], 3, height, width, seed=seed, dtype=dtype)
+    in1 = images(batches[1], 3, height, width, seed=seed + 1, dtype=dtype)
+    if channels_last:
+        in0 = in0.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        value, expected = ours(in0, in1), theirs(in0, in1)
+    assert value.shape == expected.shape == (max(batches) if 0 not in batches else 0, 1, 1, 1)
+    if value.numel():
+        assert difference(value, expected) <= LIMIT[dtype]
+
+
+@pytest.mark.parametrize(("net", "expected"), [("alex", (0.72188, 0.13757)), ("vgg", (0.56861, 0.42166))])
+def test_real_weights_give_the_published_numbers(real_peers, shared, net, expected):
+    ours, theirs = real_peers(net)
+    ref, p0, p1 = (
+        rlpips.im2tensor(rlpips.load_image(shared / "images" / "lpips-examples" / f"ex_{name}.png"))
+        for name in ("ref", "p0", "p1")
+    )
+    with torch.no_grad():
+        found = ours(ref, p0).item(), ours(ref, p1).item()
+        assert difference(ours(ref, p0), theirs(ref, p0)) <= 1e-6
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "dtype"), [("alex", torch.float32), ("alex", torch.float64), ("vgg", torch.float32)], ids=str
+)
+def test_photos_measure_as_with_lpips(real_peers, shared, net, dtype):
+    ours, theirs = real_peers(net, dtype)
+    for path in sorted((shared / "images" / "photos").glob("*.jpg"))[::500]:
+        photo = rlpips.im2tensor(rlpips.load_image(path)).to(dtype)
+        noisy = (photo + 0.1 * images(*photo.shape, dtype=dtype)).clamp(-1, 1)
+        with torch.no_grad():
+            assert difference(ours(photo, noisy), theirs(photo, noisy)) <= LIMIT[dtype]
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("spatial", [False, True])
+def test_gradients_are_those_of_lpips(net, spatial):
+    ours, theirs = peers(net, spatial=spatial)
+    gradients = []
+    for metric in (ours, theirs):
+        in0 = images(2, 3, 67, 70).requires_grad_()
+        in1 = images(2, 3, 67, 70, seed=1).requires_grad_()
+        metric(in0, in1).mean().backward()
+        gradients.append(torch.cat([in0.grad, in1.grad]))
+    assert torch.isfinite(gradients[1]).all()
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+
+
+def test_an_image_is_at_distance_zero_from_itself_and_distances_are_symmetric():
+    ours, _ = peers("alex")
+    a, b = images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1)
+    assert ours(a, a).abs().max() == 0
+    assert torch.equal(ours(a, b), ours(b, a))
+    assert (ours(a, b) > 0).all()
+
+
+def test_one_image_is_compared_with_each_of_a_batch():
+    ours, _ = peers("alex")
+    a, b = images(1, 3, 64, 64), images(3, 3, 64, 64, seed=1)
+    each = torch.cat([ours(a, b[i : i + 1]) for i in range(3)])
+    assert torch.allclose(ours(a, b), each, atol=1e-6)
+
+
+# --- the same state dict and attributes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("heads", [True, False])
+@pytest.mark.parametrize("net", NETS)
+def test_state_dicts_are_interchangeable(net, heads, dropout):
+    ours = build(rlpips, net=net, lpips=heads, use_dropout=dropout)
+    with hushed():
+        theirs = lpips.LPIPS(net=net, pnet_rand=True, lpips=heads, use_dropout=dropout, pretrained=dropout)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert [v.shape for v in ours.state_dict().values()] == [v.shape for v in theirs.state_dict().values()]
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    for name in ("pnet_type", "pnet_tune", "pnet_rand", "spatial", "lpips", "version", "chns", "L"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.net.N_slices == theirs.net.N_slices
+
+
+def test_a_checkpoint_of_a_model_that_holds_lpips_loads():
+    class Holder(torch.nn.Module):
+        def __init__(self, metric):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 1)
+            self.loss = metric
+
+    Holder(build(rlpips)).load_state_dict(Holder(build(lpips)).state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_backbone_alone_returns_the_same_named_activations(net):
+    ours, theirs = peers(net)
+    x = images(1, 3, 64, 64)
+    found, expected = ours.net(x), theirs.net(x)
+    assert found._fields == expected._fields
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_smallest_size_is_that_of_lpips(net):
+    ours, theirs = peers(net)
+    small = torch.zeros(1, 3, NETS[net] - 1, 64)
+    with pytest.raises(ValueError, match=f"at least {NETS[net]} x {NETS[net]}"):
+        ours(small, small)
+    with pytest.raises(RuntimeError):
+        theirs(small, small)
+
+
+def test_random_backbones_have_the_spread_of_torchvisions():
+    for net in NETS:
+        torch.manual_seed(0)
+        ours = build(rlpips, net=net).net.state_dict()
+        theirs = build(lpips, net=net).net.state_dict()
+        for key, value in ours.items():
+            assert value.std().item() == pytest.approx(theirs[key].std().item(), rel=0.3, abs=1e-6)
+
+
+def test_vgg16_is_another_name_of_vgg():
+    ours = build(rlpips, net="vgg16")
+    assert ours.chns == [64, 128, 256, 512, 512]
+    assert ours.pnet_type == "vgg16"
+
+
+# --- better than lpips --------------------------------------------------------------------------------------
+
+
+def silence_last_layer(metric, factor=0.0):
+    """Make the features of the deepest layer vanish, as they can on flat images, or nearly so."""
+    with torch.no_grad():
+        for parameter in metric.net.get_submodule(f"slice{metric.net.N_slices}").parameters():
+            parameter.mul_(factor)
+
+
+@both
+@pytest.mark.parametrize("net", NETS)
+def test_gradients_are_finite_where_features_vanish(library, net):
+    metric = build(library, net=net)
+    silence_last_layer(metric)
+    in0 = images(1, 3, 64, 64).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anomaly detection says that it is on
+        with torch.autograd.detect_anomaly():  # finds NaN anywhere in the backward pass
+            metric(in0, images(1, 3, 64, 64, seed=1)).sum().backward()
+    assert torch.isfinite(in0.grad).all()
+
+
+@both
+def test_gradients_are_finite_where_squares_of_features_underflow(library):
+    metric = build(library)
+    silence_last_layer(metric, factor=1e-25)
+    in0 = images(1, 3, 64, 64).requires_grad_()
+    metric(in0, images(1, 3, 64, 64, seed=1)).sum().backward()
+    assert torch.isfinite(in0.grad).all()
+
+
+@both
+def test_normalize_tensor_has_finite_gradients_at_zero(library):
+    features = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    library.normalize_tensor(features).sum().backward()
+    assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.filterwarnings("ignore:every value of in0")
+@pytest.mark.parametrize("net", NETS)
+def test_values_where_features_vanish_are_those_of_lpips(net):
+    ours, theirs = build(rlpips, net=net), build(lpips, net=net)
+    silence_last_layer(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    for in0, in1 in ((images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)), (torch.zeros(1, 3, 64, 64),) * 2):
+        assert difference(ours(in0, in1), theirs(in0, in1)) <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:every value of in0")
+@pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
+def test_flat_and_identical_images_have_finite_gradients_with_real_weights(real_peers, level):
+    ours, _ = real_peers("alex")
+    in0 = torch.full((1, 3, 64, 64), level, requires_grad=True)
+    ours(in0, images(1, 3, 64, 64)).sum().backward()
+    assert torch.isfinite(in0.grad).all()
+    ours(in0, torch.full((1, 3, 64, 64), level)).sum().backward()
+    assert torch.isfinite(in0.grad).all()
+
+
+@pytest.mark.parametrize("vanishing", [False, True])
+def test_second_derivatives_exist(vanishing):
+    metric = build(rlpips).double()
+    if vanishing:
+        silence_last_layer(metric)
+    in1 = images(1, 3, 31, 31, seed=1, dtype=torch.float64)
+    base = images(1, 3, 31, 31, dtype=torch.float64)
+
+    def along_two_pixels(t):  # all pixels would take minutes, and add nothing
+        moved = base.clone()
+        moved[0, 0, 5, 7], moved[0, 2, 20, 11] = t[0], t[1]
+        return metric(moved, in1).sum()
+
+    t = torch.tensor([0.1, -0.2], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(along_two_pixels, t)
+    assert torch.autograd.gradgradcheck(along_two_pixels, t)
+
+
+@both
+def test_no_graph_is_built_when_the_inputs_need_none(library):
+    metric = build(library)
+    assert not any(parameter.requires_grad for parameter in metric.parameters())
+    assert not metric(images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)).requires_grad
+
+
+class Generator(torch.nn.Module):
+    def __init__(self, metric):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.metric = metric
+
+    def forward(self, x):
+        return self.metric(self.conv(x).tanh(), x).mean()
+
+
+@both
+def test_an_optimizer_over_a_model_that_holds_the_metric_cannot_train_it(library):
+    model = Generator(build(library))
+    before = copy.deepcopy(model.metric.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    conv = model.conv.weight.detach().clone()
+    model(images(2, 3, 64, 64)).backward()
+    optimizer.step()
+    assert not torch.equal(conv, model.conv.weight)
+    assert all(torch.equal(value, before[key]) for key, value in model.metric.state_dict().items())
+
+
+@both
+def test_train_on_a_parent_leaves_a_frozen_metric_in_eval_mode(library):
+    model = Generator(build(library)).train()
+    assert model.conv.training
+    assert not any(module.training for module in model.metric.modules())
+    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
+    assert torch.equal(model.metric(x, y), model.metric(x, y))
+
+
+@both
+def test_building_prints_and_warns_of_nothing(library, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        library.LPIPS(pnet_rand=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_verbose_logs(caplog):
+    with caplog.at_level(logging.INFO, logger="rlpips"):
+        build(rlpips, verbose=False)
+        assert not caplog.records
+        build(rlpips, verbose=True)
+    assert "net=alex" in caplog.text
+
+
+def test_loading_weights_leaves_the_global_generator_alone(real_weights):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    rlpips.LPIPS()
+    assert torch.equal(torch.rand(1), expected)
+
+
+# --- what is trainable --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "backbone", "heads"),
+    [
+        ({}, False, False),
+        ({"eval_mode": False}, False, True),
+        ({"pretrained": False}, False, True),
+        ({"pnet_tune": True}, True, False),
+        ({"pnet_tune": True, "eval_mode": False}, True, True),
+    ],
+)
+def test_arguments_make_the_parts_they_name_trainable(arguments, backbone, heads):
+    metric = build(rlpips, **arguments)
+    assert {p.requires_grad for p in metric.net.parameters()} == {backbone}
+    assert {p.requires_grad for p in metric.lins.parameters()} == {heads}
+    assert metric.training == (arguments.get("eval_mode") is False)
+    metric.train()
+    assert metric.training == (backbone or heads)
+    assert metric.lins[0].model[0].training == heads
+    metric.eval()
+    assert not any(module.training for module in metric.modules())
+
+
+def test_dropout_runs_only_while_heads_are_trained():
+    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
+    with torch.no_grad():
+        training = build(rlpips, eval_mode=False)
+        assert not torch.equal(training(x, y), training(x, y))
+        training.eval()
+        assert torch.equal(training(x, y), training(x, y))
+        without = build(rlpips, eval_mode=False, use_dropout=False)
+        assert torch.equal(without(x, y), without(x, y))
+        tuned = build(rlpips, pnet_tune=True).train()
+        assert torch.equal(tuned(x, y), tuned(x, y))
+
+
+def test_training_lowers_a_ranking_loss():
+    torch.manual_seed(0)
+    metric = build(rlpips, pretrained=False, eval_mode=False, pnet_tune=True)
+    ranking = rlpips.BCERankingLoss()
+    optimizer = torch.optim.Adam([*metric.parameters(), *ranking.parameters()], lr=1e-3)
+    ref, p0, p1 = (images(4, 3, 64, 64, seed=s) for s in range(3))
+    judge = torch.tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1, 1)
+    losses = []
+    for _ in range(15):
+        loss = ranking(metric(ref, p0), metric(ref, p1), judge)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+
+
+# --- the ways in which modules are used ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair():
+    return images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1)
+
+
+def test_copies_and_pickles_measure_alike(pair):
+    metric = build(rlpips)
+    expected = metric(*pair)
+    assert torch.equal(copy.deepcopy(metric)(*pair), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(metric))(*pair), expected)
+    buffer = io.BytesIO()
+    torch.save(metric, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(*pair), expected)
+
+
+def test_memory_format_does_not_matter(pair):
+    metric = build(rlpips)
+    expected = metric(*pair)
+    metric.to(memory_format=torch.channels_last)
+    last = [x.to(memory_format=torch.channels_last) for x in pair]
+    assert torch.allclose(metric(*last), expected, atol=1e-6)
+
+
+def test_a_device_move_moves_everything():
+    metric = build(rlpips).to("meta")
+    out = metric(torch.empty(2, 3, 64, 64, device="meta"), torch.empty(2, 3, 64, 64, device="meta"))
+    assert out.device.type == "meta"
+    assert out.shape == (2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reduced_precision_modules_work(pair, dtype):
+    metric = build(rlpips)
+    expected = metric(*pair)
+    value = metric.to(dtype)(*(x.to(dtype) for x in pair))
+    assert value.dtype == dtype
+    assert torch.allclose(value.float(), expected, rtol=0.05)
+
+
+def test_autocast_keeps_normalisation_and_sums_in_float32(pair):
+    metric = build(rlpips)
+    expected = metric(*pair)
+    in0 = pair[0].clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = metric(in0, pair[1])
+    assert value.dtype == torch.float32
+    assert torch.allclose(value, expected, rtol=0.02)
+    value.sum().backward()
+    assert torch.isfinite(in0.grad).all()
+
+
+def test_half_precision_does_not_overflow():
+    metric = build(rlpips)
+    with torch.no_grad():
+        for parameter in metric.net.slice1.parameters():
+            parameter.mul_(2e4)  # activations of this size have squares beyond float16
+    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
+    _, expected = metric(x, y, retPerLayer=True)
+    _, found = metric.half()(x.half(), y.half(), retPerLayer=True)
+    assert expected[0] > 1e-3
+    assert torch.allclose(found[0].float(), expected[0], rtol=0.02)
+
+
+def test_half_images_are_promoted_by_a_float32_metric(pair):
+    metric = build(rlpips)
+    assert metric(pair[0].half(), pair[1].half()).dtype == torch.float32
+
+
+def test_torch_compile_makes_one_graph(pair):
+    metric = build(rlpips)
+    compiled = torch.compile(metric, fullgraph=True)
+    in0 = pair[0].clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "every value of in0")  # the value check must not run
+        value = compiled(in0 / 2 + 0.5, pair[1] / 2 + 0.5)
+    value.sum().backward()
+    expected_in0 = pair[0].clone().requires_grad_()
+    expected = build_like(metric)(expected_in0 / 2 + 0.5, pair[1] / 2 + 0.5)
+    expected.sum().backward()
+    assert torch.allclose(value, expected, atol=1e-6)
+    assert torch.allclose(in0.grad, expected_in0.grad, atol=1e-6)
+
+
+def build_like(metric):
+    other = rlpips.LPIPS(pnet_rand=True, check_range=False)
+    other.load_state_dict(metric.state_dict())
+    return other
+
+
+def test_torch_export_with_any_batch(pair):
+    metric = build(rlpips)
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(metric, pair, dynamic_shapes=({0: batch}, {0: batch}, None, None)[:2])
+    more = images(5, 3, 64, 64, seed=2), images(5, 3, 64, 64, seed=3)
+    assert torch.allclose(exported.module()(*more), metric(*more), atol=1e-6)
+
+
+def test_jit_trace(pair):
+    metric = build(rlpips)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(metric, pair)
+    other = images(3, 3, 80, 70, seed=2), images(3, 3, 80, 70, seed=3)
+    assert torch.allclose(traced(*other), metric(*other), atol=1e-6)
+
+
+def test_vmap_and_grad_transforms_work(pair):
+    metric = build(rlpips)
+    each = torch.func.vmap(lambda a, b: metric(a[None], b[None])[0, 0, 0, 0])(*pair)
+    assert torch.allclose(each, metric(*pair).flatten(), atol=1e-6)
+    gradient = torch.func.grad(lambda a: metric(a, pair[1]).sum())(pair[0])
+    in0 = pair[0].clone().requires_grad_()
+    metric(in0, pair[1]).sum().backward()
+    assert torch.allclose(gradient, in0.grad, atol=1e-6)
+
+
+def test_data_parallel(pair):
+    metric = build(rlpips)
+    expected = metric(*pair)
+    assert torch.equal(torch.nn.DataParallel(metric)(*pair), expected)
+    # A replica is what DataParallel makes for each GPU: a shallow copy without registered parameters.
+    replica = metric._replicate_for_data_parallel()
+    replica._modules = dict(metric._modules)
+    assert not list(replica.parameters(recurse=False))
+    assert torch.equal(replica(*pair), expected)
+
+
+def test_a_script_under_ddp(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch, rlpips\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "rank = torch.distributed.get_rank()\n"
+        "class Model(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)\n"
+        "        self.metric = rlpips.LPIPS(pnet_rand=True)\n"
+        "    def forward(self, x):\n"
+        "        return self.metric(self.conv(x).tanh(), x).mean()\n"
+        "model = torch.nn.parallel.DistributedDataParallel(Model())\n"
+        "before = model.module.metric.lin0.weight.clone()\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=1.0)\n"
+        "torch.manual_seed(rank)\n"
+        "for _ in range(2):\n"
+        "    optimizer.zero_grad()\n"
+        "    model(torch.rand(2, 3, 64, 64) * 2 - 1).backward()\n"
+        "    optimizer.step()\n"
+        "weights = [torch.zeros_like(model.module.conv.weight) for _ in range(2)]\n"
+        "torch.distributed.all_gather(weights, model.module.conv.weight.detach())\n"
+        "assert torch.equal(*weights)\n"
+        "assert torch.equal(before, model.module.metric.lin0.weight)\n"
+        "print('rank', rank, 'is done', flush=True)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
+    root = Path(rlpips.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is done") == 2
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"net": "resnet"}, "net='resnet' is unknown; choose 'alex', 'vgg' or 'squeeze'"),
+        ({"net": None}, "net=None is unknown"),
+        ({"version": "0.2"}, "version='0.2' is unknown"),
+        ({"model_path": "a.pth", "weights": "robust"}, "model_path and weights both"),
+        ({"weights": "r-lpips-alex-linf-x00"}, "did you mean r-lpips-alex-linf-x0"),
+        ({"weights": "lpips-vgg-v0.1"}, "are for net='vgg', not 'alex'"),
+        ({"weights": "lpips-alex-v0.0"}, "are for version='0.0', not '0.1'"),
+        ({"weights": "robust", "net": "squeeze"}, "no robust weights for net='squeeze'"),
+        ({"weights": "lpips-alex-v0.1", "lpips": False}, "holds heads alone"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(rlpips, **arguments)
+
+
+def test_named_heads_are_those_of_the_package():
+    metric = build(rlpips, weights="lpips-squeeze-v0.0", net="squeeze", version="0.0")
+    published = torch.load(
+        Path(lpips.__file__).parent / "weights" / "v0.0" / "squeeze.pth",
+        map_location="cpu",
+        weights_only=True,
+    )
+    for k, lin in enumerate(metric.lins):
+        assert torch.equal(lin.weight, published[f"lin{k}.model.1.weight"])
+
+
+def test_code_written_for_lpips_runs(real_weights, shared, capsys):
+    """The steps of lpips' own lpips_2imgs.py, with the import changed."""
+    folder = shared / "images" / "lpips-examples"
+    import rlpips as lpips
+
+    loss_fn = lpips.LPIPS(net="alex", version="0.1")
+    img0 = lpips.im2tensor(lpips.load_image(str(folder / "ex_ref.png")))
+    img1 = lpips.im2tensor(lpips.load_image(str(folder / "ex_p0.png")))
+    dist01 = loss_fn.forward(img0, img1)
+    assert "%.3f" % dist01 == "0.722"  # noqa: UP031
+
+
+def test_gradient_descent_on_an_image_brings_it_closer_to_its_target():
+    metric = build(rlpips, check_range=False)
+    target = images(1, 3, 64, 64)
+    x = images(1, 3, 64, 64, seed=1).requires_grad_()
+    before = metric(x, target).item()
+    optimizer = torch.optim.Adam([x], lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        metric(x, target).sum().backward()
+        optimizer.step()
+    assert metric(x, target).item() < 0.7 * before
