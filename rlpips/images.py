@@ -60,8 +60,6 @@ def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{path}: {error}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
-    except MemoryError:
-        raise
     except Exception as error:  # damaged bytes make decoders raise almost anything
         raise ImageError(f"{path}: the file is damaged ({error})") from error
 

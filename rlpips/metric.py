@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -193,9 +193,8 @@ class LPIPS(nn.Module):
             self.lins = nn.ModuleList(self.get_submodule(f"lin{k}") for k in range(self.L))
             if heads is not None:
                 with torch.no_grad():
-                    for lin, head in zip(self.lins, heads, strict=True):
-                        assert isinstance(lin, NetLinLayer)
-                        lin.weight.copy_(head)
+                    for k, head in enumerate(heads):
+                        self._head(k).weight.copy_(head)
             self.lins.requires_grad_(heads is None or not eval_mode)
         self.train(not eval_mode)
 
@@ -251,6 +250,9 @@ class LPIPS(nn.Module):
             return total, [share.to(dtype) for share in shares]
         return total
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _features(self, image: Tensor, normalize: bool) -> Sequence[Tensor]:
         if normalize:
             image = 2 * image - 1
@@ -261,14 +263,18 @@ class LPIPS(nn.Module):
         features: Sequence[Tensor] = self.net(image)
         return features
 
+    def _head(self, k: int) -> NetLinLayer:
+        lin = self.lins[k]
+        assert isinstance(lin, NetLinLayer)
+        return lin
+
     def _layer_distance(self, k: int, f0: Tensor, f1: Tensor) -> Tensor:
         """Weighted squared difference `(N, 1, h, w)` of unit activations, in float32 at least."""
         dtype = torch.promote_types(f0.dtype, torch.float32)
         difference = (normalize_tensor(f0.to(dtype)) - normalize_tensor(f1.to(dtype))).square()
         if not self.lpips:
             return difference.sum(dim=1, keepdim=True)
-        lin = self.lins[k]
-        assert isinstance(lin, NetLinLayer)
+        lin = self._head(k)
         for layer in lin.model[:-1]:  # dropout, if any
             difference = layer(difference)
         return (difference * lin.weight.to(dtype)).sum(dim=1, keepdim=True)

@@ -1,0 +1,128 @@
+"""What is installed, what it contains, and what importing it costs."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import rlpips
+from rlpips import registry
+
+ROOT = Path(rlpips.__file__).parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree")
+
+
+def python(*arguments, path="", folder=None):
+    """Run Python with these arguments, in a folder, finding packages in `path` too, and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(path), "MYPYPATH": str(path)}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, random\n"
+        "before = set(sys.modules)\n"
+        "import rlpips\n"
+        "assert rlpips.__version__\n"
+        "dir(rlpips)\n"
+        "print(*(set(sys.modules) - before))\n"
+    )
+    modules = python("-c", code, path=ROOT).split()
+    heavy = ("torch", "torchvision", "numpy", "PIL", "requests", "matplotlib", "tqdm", "filelock")
+    assert not [module for module in modules if module.split(".")[0] in heavy]
+
+
+def test_using_the_metric_needs_no_torchvision_and_opens_no_connection_library():
+    code = (
+        "import sys\n"
+        "import rlpips\n"
+        "rlpips.LPIPS(pnet_rand=True)\n"
+        "rlpips.list_weights()\n"
+        "print(*sys.modules)\n"
+    )
+    modules = python("-c", code, path=ROOT).split()
+    assert not {"torchvision", "matplotlib", "requests", "skimage"} & set(modules)
+
+
+def test_every_public_name_resolves_and_is_known_to_type_checkers():
+    source = (ROOT / "rlpips" / "__init__.py").read_text()
+    for_checkers = set(re.findall(r"\b\w+\b", source.split("if TYPE_CHECKING:")[1].split("__version__")[0]))
+    assert list(rlpips.__all__) == sorted(
+        rlpips.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n)
+    )
+    for name in rlpips.__all__:
+        assert getattr(rlpips, name) is not None
+        assert name in dir(rlpips)
+        assert name in for_checkers or name == "__version__"
+    assert set(rlpips._MODULE_OF) == set(rlpips.__all__) - {"__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        rlpips.nonsense  # noqa: B018
+
+
+def test_mypy_sees_the_types_of_lazy_names(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "import torch\nimport rlpips\n"
+        "reveal_type(rlpips.LPIPS()(torch.zeros(1), torch.zeros(1)))\n"
+        "reveal_type(rlpips.distance)\n"
+    )
+    out = python("-m", "mypy", "--strict", tmp_path / "user.py", path=ROOT, folder=tmp_path)
+    assert 'Revealed type is "torch._tensor.Tensor"' in out
+    assert "resize:" in out
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Build the sdist, and from it the wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    python("-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_the_wheel_and_the_sdist_hold_what_they_must_and_nothing_else(built):
+    sdist, wheel = built
+    modules = {f"rlpips/{path.name}" for path in (ROOT / "rlpips").glob("*.py")}
+    data = {path.name for path in registry.data_dir().iterdir()}
+    assert data == {"registry.json", "lpips-heads.pth"}
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {name for name in names if not name.startswith(f"rlpips-{rlpips.__version__}.dist-info/")}
+    assert package == modules | {"rlpips/py.typed"} | {f"rlpips/weights/{name}" for name in data}
+    licences = {name.rpartition("/")[2] for name in names - package}
+    assert {"METADATA", "LICENSE", "NOTICE", "entry_points.txt"} <= licences
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = modules | {"rlpips/py.typed"} | {f"weights/{name}" for name in data}
+    assert files - {".gitignore"} == wanted | {"LICENSE", "NOTICE", "README.md", "pyproject.toml", "PKG-INFO"}
+    assert wheel.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_an_installation_finds_its_weights(built, tmp_path, kind):
+    sdist, wheel = built
+    source = {"wheel": [wheel], "sdist": [sdist], "editable": ["-e", ROOT]}[kind]
+    site = tmp_path / "site"
+    python("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site, *source)
+    code = (
+        "import site, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "site.addsitedir(sys.argv[1])\n"  # where an editable installation is found
+        "import rlpips\n"
+        "from rlpips import registry\n"
+        "assert len(rlpips.list_weights()) == 15\n"
+        "assert rlpips.LPIPS(pnet_rand=True).lin0.weight.min() >= 0\n"
+        "print(rlpips.__file__)\n"
+        "print(registry.data_dir())\n"
+    )
+    file, data = python("-c", code, site, folder=tmp_path).split()
+    home, weights = (ROOT, ROOT / "weights") if kind == "editable" else (site, site / "rlpips" / "weights")
+    assert Path(file) == home / "rlpips" / "__init__.py"
+    assert Path(data) == weights
