@@ -1,0 +1,40 @@
+"""What `import rlpips`, and building a metric from it, cost beyond `import torch`.
+
+Each statement runs in new processes, in turn with the others, and the median wall time is printed.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+STATEMENTS = {
+    "nothing": "pass",
+    "import torch": "import torch",
+    "import rlpips": "import rlpips",
+    "from rlpips import LPIPS": "from rlpips import LPIPS",
+    "import lpips": "import lpips",
+    "rlpips --help": "import sys; from rlpips.cli import main; sys.argv = ['rlpips', '--help']; main()",
+}
+
+
+def main(rounds: int = 7) -> None:
+    """Print a table."""
+    warnings.simplefilter("ignore")
+    times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
+    for number in range(rounds + 1):
+        for name, statement in STATEMENTS.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", statement], check=False, capture_output=True)
+            if number:  # the first round fills the file cache
+                times[name].append(time.perf_counter() - start)
+    print(f"{'statement':26} {'median':>8} {'beyond torch':>13}")
+    for name, each in times.items():
+        pairs = zip(each, times["import torch"], strict=True)
+        beyond = statistics.median(ours - torch for ours, torch in pairs)
+        print(f"{name:26} {statistics.median(each):7.2f}s {beyond:+12.2f}s")
+
+
+if __name__ == "__main__":
+    main()
