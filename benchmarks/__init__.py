@@ -1,0 +1,1 @@
+"""Measurements for the README, each a module to be run: `python -m benchmarks.imports`."""

@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         for k, (start, end) in enumerate(itertools.pairwise((0, *arch.ends)), start=1):
             named = {str(i): layers[i] for i in range(start, end)}
             self.add_module(f"slice{k}", nn.Sequential(OrderedDict(named)))
-        self.to_empty(device="cpu")
+        self.to_empty(device=torch.get_default_device())
 
     def init_random(self) -> None:
         """Fill the parameters from torch's global generator, as torchvision's constructors do."""

@@ -79,6 +79,12 @@ class NetLinLayer(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    def reset_parameters(self) -> None:
+        """Fill the weights from torch's global generator."""
+        conv = self.model[-1]
+        assert isinstance(conv, nn.Conv2d)
+        conv.reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels of `(N, chn_in, H, W)`."""
         out: Tensor = self.model(x)
@@ -184,17 +190,16 @@ class LPIPS(nn.Module):
             self.net.load_features(backbone)
         self.net.requires_grad_(pnet_tune)
         if lpips:
-            for k, channels in enumerate(self.chns):
-                with torch.device(
-                    "cpu" if heads is None else "meta"
-                ):  # only random heads draw random numbers
-                    lin = NetLinLayer(channels, use_dropout=use_dropout)
-                self.add_module(f"lin{k}", lin.to_empty(device="cpu") if heads is not None else lin)
-            self.lins = nn.ModuleList(self.get_submodule(f"lin{k}") for k in range(self.L))
-            if heads is not None:
-                with torch.no_grad():
-                    for k, head in enumerate(heads):
-                        self._head(k).weight.copy_(head)
+            with torch.device("meta"):  # so that heads which are loaded draw no random numbers
+                lins = [NetLinLayer(channels, use_dropout=use_dropout) for channels in self.chns]
+            for k, lin in enumerate(lins):
+                self.add_module(f"lin{k}", lin)
+            self.lins = nn.ModuleList(lins).to_empty(device=torch.get_default_device())
+            for k, lin in enumerate(lins):
+                if heads is None:
+                    lin.reset_parameters()
+                else:
+                    lin.weight.data.copy_(heads[k])
             self.lins.requires_grad_(heads is None or not eval_mode)
         self.train(not eval_mode)
 
@@ -263,18 +268,14 @@ class LPIPS(nn.Module):
         features: Sequence[Tensor] = self.net(image)
         return features
 
-    def _head(self, k: int) -> NetLinLayer:
-        lin = self.lins[k]
-        assert isinstance(lin, NetLinLayer)
-        return lin
-
     def _layer_distance(self, k: int, f0: Tensor, f1: Tensor) -> Tensor:
         """Weighted squared difference `(N, 1, h, w)` of unit activations, in float32 at least."""
         dtype = torch.promote_types(f0.dtype, torch.float32)
         difference = (normalize_tensor(f0.to(dtype)) - normalize_tensor(f1.to(dtype))).square()
         if not self.lpips:
             return difference.sum(dim=1, keepdim=True)
-        lin = self._head(k)
+        lin = self.lins[k]
+        assert isinstance(lin, NetLinLayer)
         for layer in lin.model[:-1]:  # dropout, if any
             difference = layer(difference)
         return (difference * lin.weight.to(dtype)).sum(dim=1, keepdim=True)

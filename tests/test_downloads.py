@@ -1,7 +1,10 @@
 import hashlib
 import os
 import socket
+import struct
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from server import Server
@@ -154,6 +157,24 @@ def test_proxies_come_from_the_environment(server, target, monkeypatch):
 def test_the_progress_bar_keeps_silent_without_a_terminal(server, target, capfd):
     downloads.fetch([server.url("good")], target, DIGEST)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal, which Unix has")
+def test_the_progress_bar_shows_on_a_terminal(server, target):
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    arguments = f"[{server.url('good')!r}], Path({str(target)!r}), {DIGEST!r}"
+    code = f"from pathlib import Path; from rlpips.downloads import fetch; fetch({arguments})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(downloads.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, env=environment)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    assert "file.pth: 100%" in shown
+    assert "300k/300k" in shown
 
 
 def test_git_blob_digests_are_those_of_git(tmp_path):

@@ -444,6 +444,12 @@ def test_memory_format_does_not_matter(pair):
     assert torch.allclose(metric(*last), expected, atol=1e-6)
 
 
+def test_torchs_default_device_is_respected():
+    with torch.device("meta"):
+        metric = build(rlpips)
+    assert {value.device.type for value in metric.state_dict().values()} == {"meta"}
+
+
 def test_a_device_move_moves_everything():
     metric = build(rlpips).to("meta")
     out = metric(torch.empty(2, 3, 64, 64, device="meta"), torch.empty(2, 3, 64, 64, device="meta"))
