@@ -57,8 +57,7 @@ def load(path: Path, *, mmap: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was not loaded: it is not a PyTorch file, is damaged, or holds Python objects besides "
-            "tensors, which could run code. If you trust it, save its state_dict() alone. "
-            f"({_first_line(error)})"
+            "tensors, which could run code. If you trust it, save its state_dict() alone."
         ) from error
     except Exception as error:  # damaged bytes make the unpickler raise almost anything
         raise CheckpointError(

@@ -50,33 +50,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rlpips {rlpips.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    metric, output = _metric_options(), _output_options()
 
-    command = commands.add_parser(
-        "distance", parents=[metric, output], help="the distance between two images", epilog=_EPILOG
-    )
+    command = commands.add_parser("distance", help="the distance between two images", epilog=_EPILOG)
     command.add_argument("a", metavar="A", type=Path, help="an image file")
     command.add_argument("b", metavar="B", type=Path, help="another")
+    _add_measuring_options(command)
     command.set_defaults(run=_distance)
 
     command = commands.add_parser(
         "compare",
-        parents=[metric, output],
         help="the distances between files of one name in two folders",
         epilog=_EPILOG,
     )
     command.add_argument("dir0", metavar="DIR0", type=Path, help="a folder of images")
     command.add_argument("dir1", metavar="DIR1", type=Path, help="another, with files of the same names")
+    _add_measuring_options(command)
     command.set_defaults(run=_compare)
 
     command = commands.add_parser(
         "pairs",
-        parents=[metric, output],
         help="the distances between the images of one folder",
         epilog=_EPILOG,
     )
     command.add_argument("dir", metavar="DIR", type=Path, help="a folder of images")
     command.add_argument("--all", action="store_true", help="all pairs, not only consecutive ones by name")
+    _add_measuring_options(command)
     command.set_defaults(run=_pairs)
 
     weights = commands.add_parser("weights", help="the named weights: list, fetch, verify, import")
@@ -100,9 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _metric_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("metric")
+def _add_measuring_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("metric")
     group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
     group.add_argument(
         "--weights",
@@ -117,12 +114,7 @@ def _metric_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
     )
-    return parser
-
-
-def _output_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("output")
+    group = command.add_argument_group("output")
     formats = group.add_mutually_exclusive_group()
     formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="as CSV")
     formats.add_argument("--json", dest="format", action="store_const", const="json", help="as JSON")
@@ -133,7 +125,6 @@ def _output_options() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write to FILE, whole or not at all; .csv and .json choose the format",
     )
-    return parser
 
 
 def _positive(text: str) -> int:
@@ -263,10 +254,10 @@ def _table(options: argparse.Namespace, results: list["Measured"]) -> str:
     else:
         rows = [(f"{result.a.name}  {result.b.name}", f"{result.distance:.4f}") for result in results]
     mean, error = _summary(results)
-    lines = _columns(rows)
-    spread = "" if math.isnan(error) else f", standard error {error:.4f}"
-    lines.append(f"{len(results)} pair{'s' if len(results) != 1 else ''}, mean {mean:.4f}{spread}")
-    return "\n".join(lines) + "\n"
+    summary = f"{len(results)} pair{'s' if len(results) != 1 else ''}"
+    summary += "" if math.isnan(mean) else f", mean {mean:.4f}"
+    summary += "" if math.isnan(error) else f", standard error {error:.4f}"
+    return "\n".join([*_columns(rows), summary]) + "\n"
 
 
 def _csv(results: list["Measured"]) -> str:
