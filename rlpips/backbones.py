@@ -199,7 +199,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Map images `(N, 3, H, W)`, already scaled, to a named tuple of one activation a slice."""
         activations = []
-        for k in range(1, self.N_slices + 1):
-            x = self.get_submodule(f"slice{k}")(x)
+        for part in self.children():
+            x = part(x)
             activations.append(x)
         return self._arch.output(*activations)

@@ -191,7 +191,7 @@ def _measure(
 ) -> int:
     """Measure pairs, write the report, name what could not be measured."""
     results: list[Measured] = []
-    seen: set[Path] = set()
+    unreadable: dict[Path, str] = {}
     if pairs:
         import torch
         from tqdm import tqdm
@@ -201,14 +201,12 @@ def _measure(
         metric = cached_metric(options.net, options.weights, options.version, torch.device(options.device))
         measuring = measure_pairs(pairs, metric, batch_size=options.batch_size, resize=options.resize)
         for result in tqdm(measuring, total=len(pairs), unit="pair", disable=None, leave=False):
-            if not result.problem:
-                results.append(result)
-            for path in result.culprits:
-                if path not in seen:
-                    seen.add(path)
-                    failures.append((path, result.problem))
-            if result.problem and not result.culprits:
+            unreadable |= result.unreadable
+            if result.problem:
                 failures.append((result.a, f"and {result.b}: {result.problem}"))
+            elif not result.unreadable:
+                results.append(result)
+        failures += unreadable.items()
     elif not failures:
         raise ValueError("there are no two images to compare")
     _report(options, results, failures)

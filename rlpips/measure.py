@@ -1,8 +1,8 @@
 """Distances between files, arrays and tensors in one call, and between many pairs of files in batches."""
 
 import functools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,13 @@ def distance(
 
 @dataclass(frozen=True)
 class Measured:
-    """The distance of one pair of files, or why there is none."""
+    """The distance of one pair of files, or why there is none: files that are unreadable, or a problem."""
 
     a: Path
     b: Path
     distance: float = float("nan")
+    unreadable: Mapping[Path, str] = field(default_factory=dict)
     problem: str = ""
-    culprits: tuple[Path, ...] = ()
 
 
 def measure_pairs(
@@ -133,9 +133,9 @@ def _check_pair(
     a: Path, b: Path, image_a: Tensor | str, image_b: Tensor | str, metric: LPIPS
 ) -> Measured | None:
     """Return why a pair cannot be measured, or None if it can."""
-    unread = {path: image for path, image in ((a, image_a), (b, image_b)) if isinstance(image, str)}
-    if unread:
-        return Measured(a, b, problem="; ".join(unread.values()), culprits=tuple(unread))
+    unreadable = {path: image for path, image in ((a, image_a), (b, image_b)) if isinstance(image, str)}
+    if unreadable:
+        return Measured(a, b, unreadable=unreadable)
     assert isinstance(image_a, Tensor)
     assert isinstance(image_b, Tensor)
     if image_a.shape != image_b.shape:

@@ -105,14 +105,14 @@ def test_pairs_are_measured_in_order_and_failures_told(folder, weights, batch_si
     assert [(m.a, m.b) for m in measured] == pairs
     for m in measured:
         if paths[5] in (m.a, m.b):
-            assert "not an image" in m.problem
-            assert m.culprits == (paths[5],)
+            assert list(m.unreadable) == [paths[5]]
+            assert "not an image" in m.unreadable[paths[5]]
         elif (paths[2] == m.a) != (paths[2] == m.b) or (paths[4] == m.a) != (paths[4] == m.b):
             assert "differ in size" in m.problem
         elif paths[4] == m.a:
             assert "20 x 20 pixels are too few" in m.problem
         else:
-            assert not m.problem
+            assert (m.problem, m.unreadable) == ("", {})
             assert m.distance == pytest.approx(rlpips.distance(m.a, m.b, weights=weights), abs=1e-6)
     resized = list(measure_pairs(pairs, metric, batch_size=batch_size, resize=(40, 48)))
-    assert sum(not m.problem for m in resized) == 25
+    assert sum(not m.unreadable for m in resized) == 25
