@@ -126,7 +126,7 @@ class LPIPS(nn.Module):
         WeightsUnavailableError: weights are not on this machine and could not be fetched.
 
     >>> metric = LPIPS(net="alex", pnet_rand=True)
-    >>> x = torch.zeros(1, 3, 64, 64)
+    >>> x = torch.full((1, 3, 64, 64), -0.5)
     >>> metric(x, x).item()
     0.0
     """
