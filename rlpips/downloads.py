@@ -85,7 +85,7 @@ def fetch(urls: Sequence[str], target: Path, digest: str, size: int | None = Non
                 _fetch_from(session, url, part, digest, size)
             except _Refused as reason:
                 reasons.append(f"{url}: {reason}")
-                logger.warning("%s: %s", url, reason)
+                logger.info("%s: %s", url, reason)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise DownloadError(
