@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from rlpips import cache, checkpoints, registry
 from rlpips.backbones import Backbone, architecture
-from rlpips.inputs import RangeCheck, check_images
+from rlpips.inputs import RangeCheck, check_image, check_pair
 
 logger = logging.getLogger("rlpips")
 
@@ -89,6 +90,26 @@ class NetLinLayer(nn.Module):
         """Weigh the channels of `(N, chn_in, H, W)`."""
         out: Tensor = self.model(x)
         return out
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A batch of images as `LPIPS` sees it, made by `LPIPS.reference`.
+
+    Attributes:
+        activations: for each slice of the backbone `(N, C, h, w)`, unit length over channels.
+        shape: the images' shape, `(N, 3, H, W)`.
+        dtype: the dtype of distances to it.
+    """
+
+    activations: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __getitem__(self, index: Tensor | slice) -> "Reference":
+        """Select images, by a slice, a mask or a tensor of numbers."""
+        activations = tuple(activation[index] for activation in self.activations)
+        return Reference(activations, (len(activations[0]), *self.shape[1:]), self.dtype)
 
 
 class LPIPS(nn.Module):
@@ -213,19 +234,32 @@ class LPIPS(nn.Module):
 
     @overload
     def forward(
-        self, in0: Tensor, in1: Tensor, retPerLayer: Literal[False] = False, normalize: bool = False
+        self,
+        in0: "Tensor | Reference",
+        in1: "Tensor | Reference",
+        retPerLayer: Literal[False] = False,
+        normalize: bool = False,
     ) -> Tensor: ...
     @overload
     def forward(
-        self, in0: Tensor, in1: Tensor, retPerLayer: Literal[True], normalize: bool = False
+        self,
+        in0: "Tensor | Reference",
+        in1: "Tensor | Reference",
+        retPerLayer: Literal[True],
+        normalize: bool = False,
     ) -> tuple[Tensor, list[Tensor]]: ...
     def forward(
-        self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False
+        self,
+        in0: "Tensor | Reference",
+        in1: "Tensor | Reference",
+        retPerLayer: bool = False,
+        normalize: bool = False,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Measure the distances between two batches of images.
 
         Args:
-            in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device.
+            in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device; or what `reference`
+                made of such a batch.
             in1: likewise; either batch may be of one image, which is then compared with each of the other.
             retPerLayer: also return each layer's share.
             normalize: the images are in [0, 1].
@@ -239,17 +273,16 @@ class LPIPS(nn.Module):
             TypeError: not tensors, or not of a usable dtype.
             ValueError: shapes that do not fit, images too small for the backbone, wrong device.
         """
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            check_images(in0, in1, like=self.scaling_layer.shift, min_size=self.min_size)
-            if self.check_range and not torch.compiler.is_compiling():
-                self._range_check(in0, in1, normalize)
-        dtype = torch.promote_types(in0.dtype, self.scaling_layer.shift.dtype)
-        features0, features1 = self._features(in0, normalize), self._features(in1, normalize)
+        self._check({"in0": in0, "in1": in1}, normalize)
+        reference0, reference1 = (
+            each if isinstance(each, Reference) else self._activate(each, normalize) for each in (in0, in1)
+        )
         shares = []
-        for k, (f0, f1) in enumerate(zip(features0, features1, strict=True)):
+        for k, (f0, f1) in enumerate(zip(reference0.activations, reference1.activations, strict=True)):
             share = self._layer_distance(k, f0, f1)
-            share = upsample(share, in0.shape[2:]) if self.spatial else spatial_average(share)
+            share = upsample(share, reference0.shape[2:]) if self.spatial else spatial_average(share)
             shares.append(share)
+        dtype = torch.promote_types(reference0.dtype, reference1.dtype)
         total = torch.stack(shares).sum(dim=0).to(dtype)
         if retPerLayer:
             return total, [share.to(dtype) for share in shares]
@@ -258,24 +291,50 @@ class LPIPS(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def _features(self, image: Tensor, normalize: bool) -> Sequence[Tensor]:
-        if normalize:
-            image = 2 * image - 1
+    def reference(self, images: Tensor, normalize: bool = False) -> "Reference":
+        """Run images through the backbone once, to compare them with others many times.
+
+        `metric(x, metric.reference(y))` is `metric(x, y)`, at half the price where `y` stays the same.
+
+        Args:
+            images: as for `forward`. Gradients flow to them, unless under `torch.no_grad`.
+            normalize: the images are in [0, 1].
+
+        Raises:
+            TypeError: not a tensor, or not of a usable dtype.
+            ValueError: a wrong shape, images too small for the backbone, wrong device.
+        """
+        self._check({"images": images}, normalize)
+        return self._activate(images, normalize)
+
+    def _check(self, inputs: "dict[str, Tensor | Reference]", normalize: bool) -> None:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return
+        images = {name: each for name, each in inputs.items() if not isinstance(each, Reference)}
+        for name, image in images.items():
+            check_image(name, image, like=self.scaling_layer.shift, min_size=self.min_size)
+        if len(inputs) == 2:
+            check_pair(*(each.shape for each in inputs.values()))
+        if self.check_range and not torch.compiler.is_compiling():
+            self._range_check(images, normalize)
+
+    def _activate(self, images: Tensor, normalize: bool) -> "Reference":
+        x = 2 * images - 1 if normalize else images
         # The paper's first version forgot to scale; its heads expect that.
-        image = (
-            self.scaling_layer(image) if self.version == "0.1" else image.to(self.scaling_layer.shift.dtype)
-        )
-        features: Sequence[Tensor] = self.net(image)
-        return features
+        x = self.scaling_layer(x) if self.version == "0.1" else x.to(self.scaling_layer.shift.dtype)
+        activations = [
+            normalize_tensor(f.to(torch.promote_types(f.dtype, torch.float32))) for f in self.net(x)
+        ]
+        dtype = torch.promote_types(images.dtype, self.scaling_layer.shift.dtype)
+        return Reference(tuple(activations), tuple(images.shape), dtype)
 
     def _layer_distance(self, k: int, f0: Tensor, f1: Tensor) -> Tensor:
-        """Weighted squared difference `(N, 1, h, w)` of unit activations, in float32 at least."""
-        dtype = torch.promote_types(f0.dtype, torch.float32)
-        difference = (normalize_tensor(f0.to(dtype)) - normalize_tensor(f1.to(dtype))).square()
+        """Weighted squared difference `(N, 1, h, w)` of unit activations."""
+        difference = (f0 - f1).square()
         if not self.lpips:
             return difference.sum(dim=1, keepdim=True)
         lin = self.lins[k]
         assert isinstance(lin, NetLinLayer)
         for layer in lin.model[:-1]:  # dropout, if any
             difference = layer(difference)
-        return (difference * lin.weight.to(dtype)).sum(dim=1, keepdim=True)
+        return (difference * lin.weight.to(difference.dtype)).sum(dim=1, keepdim=True)

@@ -362,6 +362,50 @@ def test_loading_weights_leaves_the_global_generator_alone(real_weights):
     assert torch.equal(torch.rand(1), expected)
 
 
+# --- references ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("spatial", [False, True])
+def test_a_reference_stands_for_its_images(net, spatial):
+    ours, _ = peers(net, spatial=spatial)
+    x, y = images(3, 3, 64, 64), images(3, 3, 64, 64, seed=1)
+    a, b = ours.reference(x), ours.reference(y)
+    expected, layers = ours(x, y, retPerLayer=True)
+    for first, second in ((x, b), (a, y), (a, b)):
+        found, found_layers = ours(first, second, retPerLayer=True)
+        assert torch.equal(found, expected)
+        assert all(torch.equal(*pair) for pair in zip(layers, found_layers, strict=True))
+    assert torch.equal(
+        ours((x + 1) / 2, ours.reference((y + 1) / 2, normalize=True), normalize=True), expected
+    )
+    keep = torch.tensor([2, 0])
+    assert torch.allclose(ours(x[keep], b[keep]), expected[keep], atol=1e-6)
+    assert torch.allclose(ours(x, b[1:2]), ours(x, y[1:2]), atol=1e-6)
+
+
+def test_gradients_flow_through_a_reference():
+    ours, _ = peers("alex")
+    y = images(1, 3, 64, 64, seed=1)
+    gradients = []
+    for measure in (lambda x: ours(x, y), lambda x: ours(ours.reference(x), ours.reference(y))):
+        x = images(1, 3, 64, 64).requires_grad_()
+        measure(x).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def test_references_are_checked_too():
+    ours, _ = peers("alex")
+    reference = ours.reference(images(2, 3, 64, 64))
+    with pytest.raises(ValueError, match="same height and width"):
+        ours(images(2, 3, 64, 66), reference)
+    with pytest.raises(ValueError, match="same batch size"):
+        ours(images(3, 3, 64, 64), reference)
+    with pytest.raises(ValueError, match="images must be at least 31 x 31"):
+        ours.reference(images(1, 3, 20, 64))
+
+
 # --- what is trainable --------------------------------------------------------------------------------------
 
 
