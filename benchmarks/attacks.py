@@ -1,0 +1,71 @@
+"""PGD on a metric: a step of `rlpips.attacks` against a step as the reference R-LPIPS code does it.
+
+That code runs all four images of two distances through the backbone and back at every step. Both ways here
+take the same number of steps on the same batch, in float32, with the same random AlexNet, in turn.
+"""
+
+import contextlib
+import io
+import statistics
+import time
+import warnings
+
+import lpips
+import torch
+
+import rlpips
+from rlpips.attacks import PGD
+from rlpips.objectives import RankFlip
+
+
+def reference_way(
+    metric: torch.nn.Module, ref: torch.Tensor, x0: torch.Tensor, x1: torch.Tensor, eps: float, steps: int
+) -> torch.Tensor:
+    """Perturb `x0` as the reference code does: four passes a step, gradients to every image."""
+    ranking = lpips.BCERankingLoss()
+    judge = torch.zeros(len(ref), 1, 1, 1)
+    ref, x0, x1 = (each.clone().requires_grad_() for each in (ref, x0, x1))
+    delta = torch.zeros_like(x0, requires_grad=True)
+    for _ in range(steps):
+        ranking(metric(ref, x0 + delta), metric(ref, x1), judge * 2 - 1).backward()
+        delta.data = (delta + 2.5 * eps / steps * delta.grad.sign()).clamp(-eps, eps)
+        delta.grad.zero_()
+    return delta.detach()
+
+
+def main(batch: int = 50, size: int = 64, steps: int = 50, rounds: int = 3) -> None:
+    """Print a table of medians and the ratio, pair by pair."""
+    warnings.simplefilter("ignore")
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = lpips.LPIPS(pnet_rand=True)
+    ours = rlpips.LPIPS(pnet_rand=True, check_range=False)
+    ours.load_state_dict(theirs.state_dict())
+    torch.manual_seed(0)
+    ref = torch.rand(batch, 3, size, size) * 2 - 1
+    x0, x1 = ((ref + 0.1 * torch.randn_like(ref)).clamp(-1, 1) for _ in range(2))
+    eps = 4 / 255
+
+    def run_ours() -> None:
+        objective = RankFlip(ours, ref, x0, x1, torch.zeros(batch))
+        objective.goal = float("inf")  # no image is finished early
+        PGD("linf", eps, steps)(objective, objective.x)
+
+    times: dict[str, list[float]] = {"reference": [], "rlpips": []}
+    for number in range(rounds + 1):
+        for name, run in (
+            ("reference", lambda: reference_way(theirs, ref, x0, x1, 2 * eps, steps)),
+            ("rlpips", run_ours),
+        ):
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    ratio = statistics.median(a / b for a, b in zip(times["reference"], times["rlpips"], strict=True))
+    print(f"PGD, {steps} steps on x0, batch {batch}, {size} px, float32, {torch.get_num_threads()} threads")
+    for name, each in times.items():
+        print(f"{name:12} {statistics.median(each) / steps * 1000:8.1f} ms a step")
+    print(f"{'ratio':12} {ratio:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
