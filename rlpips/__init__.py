@@ -23,11 +23,19 @@ if TYPE_CHECKING:
         tensorlab2tensor,
         voc_ap,
     )
-    from rlpips.errors import CheckpointError, ImageError, MissingExtraError, WeightsUnavailableError
+    from rlpips.datasets import JND, TwoAFC
+    from rlpips.errors import (
+        CheckpointError,
+        DatasetError,
+        ImageError,
+        MissingExtraError,
+        WeightsUnavailableError,
+    )
     from rlpips.images import load_image
     from rlpips.measure import distance
     from rlpips.metric import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
     from rlpips.registry import WeightsEntry, list_weights
+    from rlpips.triplets import make_triplets
 
 __version__ = "0.1.0"
 
@@ -39,26 +47,33 @@ _SOURCES = {
         "np2tensor", "print_network", "psnr", "tensor2im", "tensor2np", "tensor2tensorlab", "tensor2vec",
         "tensorlab2tensor", "voc_ap",
     ),
-    "errors": ("CheckpointError", "ImageError", "MissingExtraError", "WeightsUnavailableError"),
+    "datasets": ("JND", "TwoAFC"),
+    "errors": (
+        "CheckpointError", "DatasetError", "ImageError", "MissingExtraError", "WeightsUnavailableError",
+    ),
     "images": ("load_image",),
     "measure": ("distance",),
     "metric": ("LPIPS", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"),
     "registry": ("WeightsEntry", "list_weights"),
+    "triplets": ("make_triplets",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
 
 __all__ = [
     "DSSIM",
+    "JND",
     "L2",
     "LPIPS",
     "BCERankingLoss",
     "CheckpointError",
+    "DatasetError",
     "Dist2LogitLayer",
     "FakeNet",
     "ImageError",
     "MissingExtraError",
     "NetLinLayer",
     "ScalingLayer",
+    "TwoAFC",
     "WeightsEntry",
     "WeightsUnavailableError",
     "__version__",
@@ -68,6 +83,7 @@ __all__ = [
     "l2",
     "list_weights",
     "load_image",
+    "make_triplets",
     "normalize_tensor",
     "np2tensor",
     "print_network",

@@ -77,6 +77,41 @@ def _parser() -> argparse.ArgumentParser:
     _add_measuring_options(command)
     command.set_defaults(run=_pairs)
 
+    command = commands.add_parser(
+        "triplets",
+        help="make a 2AFC data set from a folder of photos",
+        description="Make triplets (a patch, two distorted versions, which is more alike) in the layout of "
+        "BAPPS. What is there is kept, so that the same command continues an interrupted run.",
+        epilog="Labels by order are known by construction; labels by a panel are what metrics agree on. "
+        "Neither are people's.",
+    )
+    command.add_argument("photos", metavar="PHOTOS", type=Path, help="a folder of photos, with those in it")
+    command.add_argument("out", metavar="OUT", type=Path, help="the data set: makes OUT/2afc/SPLIT/SUBSET")
+    command.add_argument("--count", type=_positive, default=1000, metavar="N", help="triplets (1000)")
+    command.add_argument("--size", type=_positive, default=64, metavar="N", help="pixels of a side (64)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="others give other triplets (0)")
+    command.add_argument("--split", choices=["train", "val"], default="val", help="(val)")
+    command.add_argument("--subset", default="triplets", metavar="NAME", help="(triplets)")
+    command.add_argument(
+        "--labels",
+        choices=["order", "panel"],
+        default="order",
+        help="order: one distortion at two strengths (the default); panel: two distortions, metrics vote",
+    )
+    command.add_argument(
+        "--panel",
+        nargs="+",
+        metavar="NAME",
+        help="the metrics that vote: lpips-alex, lpips-vgg, lpips-squeeze, ssim, fsim, vsi, gmsd, mdsi, "
+        "haarpsi, vif, psnr (by default seven of them)",
+    )
+    command.add_argument("--agree", type=_positive, metavar="K", help="votes that it takes (all but one)")
+    command.add_argument(
+        "--distortions", nargs="+", metavar="NAME", help="which, of those in rlpips/distortions.py (all)"
+    )
+    command.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside this one (0)")
+    command.set_defaults(run=_triplets)
+
     weights = commands.add_parser("weights", help="the named weights: list, fetch, verify, import")
     actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
     action = actions.add_parser("list", help="all names, and which are on this machine")
@@ -288,6 +323,32 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def _triplets(options: argparse.Namespace) -> int:
+    """Make triplets, say what was made, name the photos that could not be read."""
+    made = rlpips.make_triplets(
+        options.photos,
+        options.out,
+        count=options.count,
+        size=options.size,
+        seed=options.seed,
+        split=options.split,
+        subset=options.subset,
+        labels=options.labels,
+        panel=options.panel,
+        agree=options.agree,
+        distortions=options.distortions,
+        workers=options.workers,
+    )
+    kept = f", kept of {made.candidates} candidates" if made.candidates else ""
+    print(f"{made.folder}: {options.count} triplets, {made.new} of them new{kept}")
+    if made.small:
+        photos = "1 photo is" if len(made.small) == 1 else f"{len(made.small)} photos are"
+        print(f"rlpips: {photos} smaller than {options.size} pixels and not used", file=sys.stderr)
+    for problem in made.unreadable.values():
+        print(f"rlpips: {problem}", file=sys.stderr)
+    return 1 if made.unreadable else 0
 
 
 def _weights_list(options: argparse.Namespace) -> int:

@@ -58,7 +58,13 @@ def matches(path: Path, digest: str) -> bool:
     return file_digest(path, algorithm) == expected
 
 
-def fetch(urls: Sequence[str], target: Path, digest: str, size: int | None = None) -> None:
+def fetch(
+    urls: Sequence[str],
+    target: Path,
+    digest: str | None,
+    size: int | None = None,
+    largest: int | None = None,
+) -> None:
     """Fetch a file from the first of `urls` that serves it whole.
 
     The bytes go to `target` with `.part` appended, are continued from there after a broken transfer or in a
@@ -68,8 +74,10 @@ def fetch(urls: Sequence[str], target: Path, digest: str, size: int | None = Non
     Args:
         urls: where the file is, in order of preference.
         target: the file to make; its folder exists.
-        digest: 'ALGORITHM:HEX', as for `matches`.
+        digest: 'ALGORITHM:HEX', as for `matches`. None, where no digest is known, makes sure only that all
+            the bytes came which `size` or the server promised.
         size: the file's size in bytes, where it is known.
+        largest: the most bytes accepted where `size` is not known, by default 1 GiB.
 
     Raises:
         DownloadError: no URL served the file, or the disk is full.
@@ -82,7 +90,7 @@ def fetch(urls: Sequence[str], target: Path, digest: str, size: int | None = Non
         session.headers["Accept-Encoding"] = "identity"  # so that ranges count the file's own bytes
         for url in urls:
             try:
-                _fetch_from(session, url, part, digest, size)
+                _fetch_from(session, url, part, digest, size, size or largest or _LARGEST)
             except _Refused as reason:
                 reasons.append(f"{url}: {reason}")
                 logger.info("%s: %s", url, reason)
@@ -91,7 +99,7 @@ def fetch(urls: Sequence[str], target: Path, digest: str, size: int | None = Non
                     raise DownloadError(
                         f"the disk is full: {target.parent} cannot hold {target.name}"
                         + (f" ({size / 1e6:.0f} MB)" if size else "")
-                        + "; free some space, or set RLPIPS_HOME to a folder on another disk"
+                        + "; free some space, or choose a folder on another disk (for weights: RLPIPS_HOME)"
                     ) from error
                 raise
             else:
@@ -100,7 +108,9 @@ def fetch(urls: Sequence[str], target: Path, digest: str, size: int | None = Non
     raise DownloadError("; ".join(reasons) or "it has no URL")
 
 
-def _fetch_from(session: "requests.Session", url: str, part: Path, digest: str, size: int | None) -> None:
+def _fetch_from(
+    session: "requests.Session", url: str, part: Path, digest: str | None, size: int | None, limit: int
+) -> None:
     """Complete `part` from one URL, attempt after attempt."""
     import requests
 
@@ -111,7 +121,7 @@ def _fetch_from(session: "requests.Session", url: str, part: Path, digest: str, 
             logger.info("%s, attempt %d of %d: %s", url, attempt, ATTEMPTS, reason)
             time.sleep(_BACK_OFF * 2 ** (attempt - 1))
         try:
-            _transfer(session, url, part, size)
+            _transfer(session, url, part, size, limit, trusting=digest is None)
         except _Broken as error:
             reason = str(error)
         except (
@@ -123,7 +133,7 @@ def _fetch_from(session: "requests.Session", url: str, part: Path, digest: str, 
         except requests.RequestException as error:
             raise _Refused(f"{type(error).__name__}: {error}") from error
         else:
-            if matches(part, digest):
+            if digest is None or matches(part, digest):
                 return
             algorithm, _, expected = digest.partition(":")
             reason = f"the file has {algorithm} {file_digest(part, algorithm)}, not {expected}"
@@ -134,8 +144,13 @@ def _fetch_from(session: "requests.Session", url: str, part: Path, digest: str, 
     raise _Refused(reason)
 
 
-def _transfer(session: "requests.Session", url: str, part: Path, size: int | None) -> None:
-    """Make one request for what `part` still lacks, and append the answer to it."""
+def _transfer(
+    session: "requests.Session", url: str, part: Path, size: int | None, limit: int, trusting: bool
+) -> None:
+    """Make one request for what `part` still lacks, and append the answer to it.
+
+    Where `trusting`, no digest will be checked, so that the lengths alone must show that `part` is whole.
+    """
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have > size:
         part.unlink()
@@ -143,10 +158,12 @@ def _transfer(session: "requests.Session", url: str, part: Path, size: int | Non
     if have and have == size:
         return
     headers = {"Range": f"bytes={have}-"} if have else {}
-    limit = size or _LARGEST
     with session.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
         status = response.status_code
         if status == 416:  # nothing lies beyond what we have: it is whole, or not a part of this file
+            if trusting and response.headers.get("Content-Range") != f"bytes */{have}":
+                part.unlink()
+                raise _Broken(f"the file has fewer than the {have} bytes of an earlier transfer")
             return
         if status == 429 or status >= 500:
             raise _Broken(f"the server answered {status} {response.reason}")
@@ -161,6 +178,8 @@ def _transfer(session: "requests.Session", url: str, part: Path, size: int | Non
         total = have + int(declared) if declared.isdigit() else size
         if total is not None and total > limit:
             raise _Refused(f"the server offers {total} bytes, expected {size or 'at most ' + str(limit)}")
+        if total is None and trusting:
+            raise _Refused("the server does not say how long the file is, and no digest is known")
         with part.open("ab" if have else "wb") as file:
             _copy(response.iter_content(_CHUNK), file, have, total, limit, label=part.stem)
     have = part.stat().st_size

@@ -13,6 +13,10 @@ class ImageError(ValueError):
     """A file or an array is not an image that can be measured."""
 
 
+class DatasetError(ValueError):
+    """A data set's folder, file or archive is not what its layout demands."""
+
+
 class MissingExtraError(ImportError):
     """A function needs a package that an optional extra installs."""
 

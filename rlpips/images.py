@@ -16,6 +16,7 @@ What becomes of a file:
 | empty, truncated, not an image, larger than Pillow's limit | refused |
 """
 
+import io
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
             )
         upright = rgba
     return np.array(upright.convert("RGB"))
+
+
+def to_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """Encode an array `(H, W, 3)`, uint8, RGB, as the content of a PNG file, without loss."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
 
 
 def to_tensor(image: Any, name: str = "image") -> tuple[Tensor, bool]:

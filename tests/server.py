@@ -43,7 +43,7 @@ class Server:
                 if not start:
                     self.answer(200, outer.content)
                 elif start >= len(outer.content):
-                    self.answer(416, b"")
+                    self.answer(416, b"", Content_Range=f"bytes */{len(outer.content)}")
                 else:
                     rest, total = outer.content[start:], len(outer.content)
                     self.answer(206, rest, Content_Range=f"bytes {start}-{total - 1}/{total}")

@@ -84,6 +84,51 @@ def test_a_wrong_part_is_thrown_away(server, target, bogus, size):
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(
+    ("way", "requests"), [("good", 1), ("no-ranges", 1), ("cut", 3), ("busy", 3), ("stall", 2)]
+)
+@pytest.mark.parametrize("size", [len(CONTENT), None])
+def test_without_a_digest_the_length_tells_that_the_file_is_whole(server, target, way, requests, size):
+    downloads.fetch([server.url(way)], target, None, size)
+    assert target.read_bytes() == CONTENT
+    assert not part_of(target).exists()
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("length", [100_000, len(CONTENT), len(CONTENT) + 5])
+@pytest.mark.parametrize("size", [len(CONTENT), None])
+def test_without_a_digest_the_part_of_an_earlier_call_is_continued(server, target, length, size):
+    part_of(target).write_bytes((CONTENT + b"later")[:length])
+    downloads.fetch([server.url("good")], target, None, size)
+    assert target.read_bytes() == CONTENT
+    asked = {
+        100_000: ["bytes=100000-"],
+        len(CONTENT): [] if size else [f"bytes={length}-"],
+        len(CONTENT) + 5: [None] if size else [f"bytes={length}-", None],
+    }
+    assert [wanted for _, wanted in server.requests] == asked[length]
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("always-cut", "IncompleteRead|ended after"),
+        ("unsized", "does not say how long the file is, and no digest"),
+        ("huge", "offers 1000000000000 bytes, expected at most 1073741824"),
+        ("missing", "answered 404"),
+    ],
+)
+def test_without_a_digest_no_half_of_a_file_is_kept(server, target, way, reason):
+    with pytest.raises(downloads.DownloadError, match=reason):
+        downloads.fetch([server.url(way)], target, None)
+    assert not target.exists()
+
+
+def test_the_largest_file_that_is_accepted_may_be_chosen(server, target):
+    with pytest.raises(downloads.DownloadError, match="offers 307200 bytes, expected at most 1000"):
+        downloads.fetch([server.url("good")], target, DIGEST, largest=1000)
+
+
 @pytest.mark.parametrize("way", ["no-ranges", "other-range"])
 def test_a_server_that_answers_another_range_spoils_nothing(server, target, way):
     part_of(target).write_bytes(CONTENT[:1000])
