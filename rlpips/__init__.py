@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         WeightsUnavailableError,
     )
+    from rlpips.evaluation import score_2afc_dataset, score_jnd_dataset
     from rlpips.images import load_image
     from rlpips.measure import distance
     from rlpips.metric import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
@@ -51,6 +52,7 @@ _SOURCES = {
     "errors": (
         "CheckpointError", "DatasetError", "ImageError", "MissingExtraError", "WeightsUnavailableError",
     ),
+    "evaluation": ("score_2afc_dataset", "score_jnd_dataset"),
     "images": ("load_image",),
     "measure": ("distance",),
     "metric": ("LPIPS", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"),
@@ -88,6 +90,8 @@ __all__ = [
     "np2tensor",
     "print_network",
     "psnr",
+    "score_2afc_dataset",
+    "score_jnd_dataset",
     "spatial_average",
     "tensor2im",
     "tensor2np",

@@ -9,6 +9,7 @@ its own, so results do not depend on how images are put into batches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -424,6 +425,40 @@ class StAdv(Attack):
         flat = images.reshape(-1, *images.shape[-3:])
         moved = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return moved.reshape(images.shape).clamp(*self.bounds)
+
+
+def parse_attack(text: str, *, bounds: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> Attack:
+    """Read an attack from text, `NAME:EPS:STEPS` or `NAME:EPS:STEPS:RESTARTS`.
+
+    NAME is 'linf' or 'l2' (PGD), 'apgd-linf', 'apgd-l2', 'ssa' (in l-inf) or 'stadv'; EPS a number or a
+    fraction, on the [0, 1] scale, in pixels for 'stadv'.
+
+    Raises:
+        ValueError: the text is none of that.
+
+    >>> parse_attack("linf:4/255:50").steps
+    50
+    """
+    name, *numbers = text.split(":")
+    try:
+        eps, steps = float(Fraction(numbers[0])), int(numbers[1])
+        restarts = int(numbers[2]) if len(numbers) > 2 else 1
+    except (ValueError, IndexError, ZeroDivisionError):
+        eps, steps, restarts = 0.0, 0, 0
+    if not steps or len(numbers) > (2 if name == "stadv" else 3):
+        raise ValueError(f"{text!r} is not an attack; write NAME:EPS:STEPS[:RESTARTS], such as linf:4/255:50")
+    if name in ("linf", "l2"):
+        return PGD(
+            "linf" if name == "linf" else "l2", eps, steps, restarts=restarts, bounds=bounds, seed=seed
+        )
+    if name in ("apgd-linf", "apgd-l2"):
+        norm: Norm = "linf" if name == "apgd-linf" else "l2"
+        return APGD(norm, eps, steps, restarts=restarts, bounds=bounds, seed=seed)
+    if name == "ssa":
+        return SSA("linf", eps, steps, restarts=restarts, bounds=bounds, seed=seed)
+    if name == "stadv":
+        return StAdv(eps, steps, bounds=bounds, seed=seed)
+    raise ValueError(f"{text!r}: {name!r} is no attack; choose linf, l2, apgd-linf, apgd-l2, ssa or stadv")
 
 
 class TripletClassifier(nn.Module):

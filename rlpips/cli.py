@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlpips
+from rlpips.cli_evaluate import add_evaluate
 
 if TYPE_CHECKING:
     from rlpips.measure import Measured
@@ -111,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside this one (0)")
     command.set_defaults(run=_triplets)
+
+    add_evaluate(commands)
+
+    data = commands.add_parser("data", help="data sets of human judgements: download")
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    action = actions.add_parser("download", help="fetch and unpack a part of BAPPS")
+    action.add_argument("name", choices=["bapps-val", "bapps-train", "bapps-jnd"])
+    action.add_argument("folder", metavar="DIR", type=Path, help="where 2afc/ or jnd/ shall lie")
+    action.set_defaults(run=_data_download)
 
     weights = commands.add_parser("weights", help="the named weights: list, fetch, verify, import")
     actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
@@ -290,7 +300,7 @@ def _table(options: argparse.Namespace, results: list["Measured"]) -> str:
     summary = f"{len(results)} pair{'s' if len(results) != 1 else ''}"
     summary += "" if math.isnan(mean) else f", mean {mean:.4f}"
     summary += "" if math.isnan(error) else f", standard error {error:.4f}"
-    return "\n".join([*_columns(rows), summary]) + "\n"
+    return "\n".join([*columns(rows), summary]) + "\n"
 
 
 def _csv(results: list["Measured"]) -> str:
@@ -317,7 +327,7 @@ def _json(options: argparse.Namespace, results: list["Measured"], failures: list
     return json.dumps(document, indent=2) + "\n"
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align rows of text, all columns to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -351,6 +361,13 @@ def _triplets(options: argparse.Namespace) -> int:
     return 1 if made.unreadable else 0
 
 
+def _data_download(options: argparse.Namespace) -> int:
+    from rlpips.datasets import download
+
+    print(download(options.name, options.folder))
+    return 0
+
+
 def _weights_list(options: argparse.Namespace) -> int:
     if options.json:
         entries = [vars(entry) for entry in rlpips.list_weights().values()]
@@ -363,7 +380,7 @@ def _weights_list(options: argparse.Namespace) -> int:
         path = cache.path_of(entry)
         where = "no" if not path.exists() else str(path) if entry.urls else "ships with rlpips"
         rows.append((entry.name, entry.kind, entry.net, where, _trained(entry)))
-    print("\n".join(_columns(rows)))
+    print("\n".join(columns(rows)))
     return 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peers import images, peers
 
 import rlpips
-from rlpips.attacks import APGD, PGD, SSA, StAdv, TripletClassifier
+from rlpips.attacks import APGD, PGD, SSA, StAdv, TripletClassifier, parse_attack
 from rlpips.objectives import PERTURB, Deflate, FeatureMSE, Inflate, Objective, RankFlip, distances
 
 EPS = 4 / 255
@@ -289,6 +289,33 @@ def test_half_images_stay_half():
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "attack"),
+    [
+        ("linf:4/255:50", PGD("linf", 4 / 255, 50)),
+        ("l2:1.0:7", PGD("l2", 1.0, 7)),
+        ("linf:0.1:30:2", PGD("linf", 0.1, 30, restarts=2)),
+        ("apgd-linf:8/255:10", APGD("linf", 8 / 255, 10)),
+        ("apgd-l2:2:10:3", APGD("l2", 2.0, 10, restarts=3)),
+        ("ssa:4/255:5", SSA("linf", 4 / 255, 5)),
+        ("stadv:0.5:20", StAdv(0.5, 20)),
+    ],
+)
+def test_attacks_are_read_from_text(text, attack):
+    assert parse_attack(text) == attack
+    assert type(parse_attack(text)) is type(attack)
+    assert parse_attack(text, seed=3) == dataclasses.replace(attack, seed=3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "linf", "linf:4/255", "linf:x:5", "linf:1/0:5", "linf:1:2:3:4", "l1:1:5", "stadv:1:5:2", "linf:1:0"],
+)
+def test_text_that_is_no_attack_is_refused(text):
+    with pytest.raises(ValueError, match="is not an attack|is no attack|must be at least 1"):
+        parse_attack(text)
 
 
 def passes(metric, run):

@@ -1,0 +1,264 @@
+"""How well a metric agrees with people, and how much of that an attacker leaves: 2AFC and JND scores.
+
+Data sets are BAPPS or in its layout (`rlpips.datasets`). Batches are the same whatever the number of
+processes, and each image has its own random stream, so `torchrun` gives the numbers of a run alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlpips.attacks import Attack
+from rlpips.compat import voc_ap
+from rlpips.datasets import JND, TwoAFC
+from rlpips.errors import DatasetError
+from rlpips.objectives import Metric, RankFlip, distances
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with its 95 % confidence interval, from `count` examples."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def two_afc_score(d0: Array, d1: Array, judge: Array) -> Array:
+    """BAPPS' 2AFC score of each triplet: the share of judges who chose as the metric does (arXiv 1801.03924).
+
+    Args:
+        d0: distances of the first images to their references, `(N,)`.
+        d1: distances of the second.
+        judge: share of judges who chose the second image.
+
+    Returns:
+        `(N,)`, in [0, 1]; one half where the distances are equal.
+    """
+    return np.select([d0 < d1, d1 < d0], [1 - judge, judge], 0.5)
+
+
+def accuracy(d0: Array, d1: Array, judge: Array) -> Array:
+    """R-LPIPS' accuracy of each triplet: 1 where the metric chooses as most judges do (arXiv 2307.15157).
+
+    Where the judges or the distances are tied it is one half. Arguments as for `two_afc_score`.
+    """
+    return two_afc_score(d0, d1, (np.sign(judge - 0.5) + 1) / 2)
+
+
+def mean_of(credit: Callable[[Array, Array, Array], Array]) -> Callable[..., float]:
+    """Make a statistic of triplets out of what each triplet is credited with."""
+    return lambda d0, d1, judge: float(np.mean(credit(d0, d1, judge)))
+
+
+def jnd_score(d: Array, same: Array) -> float:
+    """BAPPS' JND score: mean average precision of finding pairs that look the same by small distances.
+
+    Args:
+        d: distances, `(N,)`.
+        same: share of people who saw no difference.
+    """
+    order = np.argsort(d, kind="stable")
+    hits, misses = np.cumsum(same[order]), np.cumsum(1 - same[order])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return voc_ap(hits / hits[-1], hits / (hits + misses))
+
+
+def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, draws: int = 1000) -> Score:
+    """Estimate a statistic of examples and its 95 % interval, by the bootstrap (Efron 1979).
+
+    Args:
+        statistic: maps columns, each `(N,)`, to a number.
+        columns: the examples.
+        seed: of the draws.
+        draws: how many.
+    """
+    count = len(columns[0])
+    rng = np.random.default_rng(seed)
+    picks = (rng.integers(0, count, count) for _ in range(draws))
+    estimates = [statistic(*(column[pick] for column in columns)) for pick in picks]
+    low, high = np.nanquantile(estimates, [0.025, 0.975])
+    return Score(float(statistic(*columns)), float(low), float(high), count)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that `torchrun` started, or alone: each takes every `count`-th batch."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """Return this process in torch's default group, if there is one."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls()
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def gather(self, own: dict[int, Any]) -> list[Any]:
+        """Put together what all processes computed for their batches, in the order of batches."""
+        everyone: list[Any] = [own]
+        if self.count > 1:
+            everyone = [None] * self.count
+            torch.distributed.all_gather_object(everyone, own)
+        merged = {number: result for each in everyone for number, result in each.items()}
+        return [merged[number] for number in sorted(merged)]
+
+
+def _batches(count: int, batch_size: int, processes: Processes) -> Iterator[tuple[int, range]]:
+    """Number the batches of a data set, and yield those of this process."""
+    for number, start in enumerate(range(0, count, batch_size)):
+        if number % processes.count == processes.rank:
+            yield number, range(start, min(start + batch_size, count))
+
+
+def _stack(examples: Sequence[Mapping[str, Any]], key: str, device: torch.device | str) -> Tensor:
+    shapes = {tuple(example[key].shape) for example in examples}
+    if len(shapes) > 1:
+        raise DatasetError(f"the images differ in size, {sorted(shapes)}; measure them with --batch-size 1")
+    return torch.stack([example[key] for example in examples]).to(device)
+
+
+def measure_2afc(
+    metric: Metric,
+    dataset: TwoAFC,
+    attack: Attack | None = None,
+    perturb: str = "x0",
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[Array, Array, Array]:
+    """Measure the triplets of a data set, after an attack if one is given.
+
+    Every triplet's result depends on that triplet alone (and with `SSA` on the reference of the next one).
+
+    Args:
+        metric: the metric, on `device`; the attack is on this metric.
+        dataset: the triplets.
+        attack: what the attacker does, to break the judgement.
+        perturb: what is attacked: 'x0', 'x1', 'ref' or 'x0+x1'.
+        batch_size: triplets at once.
+        device: where to compute.
+        limit: take only the first triplets.
+        progress: called with the number of triplets done after each batch of this process.
+
+    Returns:
+        `d0`, `d1` and `judge`, each `(N,)`, float64, the same in every process of a group.
+
+    Raises:
+        DatasetError: a judgement cannot be read, or images of one batch differ in size.
+        ImageError: an image cannot be read.
+    """
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    processes = Processes.current()
+    own = {}
+    for number, rows in _batches(count, batch_size, processes):
+        examples = [dataset[i] for i in rows]
+        ref, x0, x1, judge = (_stack(examples, key, device) for key in ("ref", "p0", "p1", "judge"))
+        if attack is None:
+            with torch.no_grad():
+                d0, d1 = (distances(metric, each, ref) for each in (x0, x1))
+        else:
+            following = dataset[(rows[-1] + 1) % count]["ref"].to(device)
+            other = torch.cat([ref[1:], following[None]])
+            objective = RankFlip(metric, ref, x0, x1, judge, perturb, other)
+            attacked = attack(objective, objective.x, rows)
+            with torch.no_grad():
+                d0, d1 = objective.distances(attacked, torch.arange(len(rows), device=ref.device))
+        own[number] = [each.flatten().double().cpu().numpy() for each in (d0, d1, judge)]
+        if progress is not None:
+            progress(len(rows))
+    columns = zip(*processes.gather(own), strict=True)
+    d0_all, d1_all, judge_all = (np.concatenate(column) for column in columns)
+    return d0_all, d1_all, judge_all
+
+
+def measure_jnd(
+    metric: Metric,
+    dataset: JND,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[Array, Array]:
+    """Measure the pairs of a data set; arguments as for `measure_2afc`.
+
+    Returns:
+        Distances and the shares of people who saw no difference, each `(N,)`, float64.
+    """
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    processes = Processes.current()
+    own = {}
+    for number, rows in _batches(count, batch_size, processes):
+        examples = [dataset[i] for i in rows]
+        p0, p1, same = (_stack(examples, key, device) for key in ("p0", "p1", "same"))
+        with torch.no_grad():
+            d = distances(metric, p0, p1)
+        own[number] = [each.flatten().double().cpu().numpy() for each in (d, same)]
+        if progress is not None:
+            progress(len(rows))
+    d_all, same_all = (np.concatenate(column) for column in zip(*processes.gather(own), strict=True))
+    return d_all, same_all
+
+
+def _loaded(data_loader: Any, name: str) -> Iterator[Mapping[str, Tensor]]:
+    """Go through the batches of a loader, which `load_data()` gives where there is such a method."""
+    from tqdm import tqdm
+
+    load = getattr(data_loader, "load_data", None)
+    return iter(tqdm(data_loader if load is None else load(), desc=name, disable=None))
+
+
+def _flat(values: Any) -> Array:
+    return torch.as_tensor(values).detach().cpu().double().flatten().numpy()
+
+
+def score_2afc_dataset(
+    data_loader: Any, func: Callable[[Tensor, Tensor], Any], name: str = ""
+) -> tuple[float, dict[str, Array]]:
+    """Score a distance function by 2AFC, with the interface of `lpips`.
+
+    Args:
+        data_loader: gives batches with `ref`, `p0`, `p1` and `judge`; or has `load_data()`, which does.
+        func: maps two batches of images to N distances.
+        name: title of the progress bar.
+
+    Returns:
+        The score, and a dictionary of `d0s`, `d1s`, `gts` (judgements) and `scores`, each `(N,)`.
+    """
+    rows = [
+        (_flat(func(data["ref"], data["p0"])), _flat(func(data["ref"], data["p1"])), _flat(data["judge"]))
+        for data in _loaded(data_loader, name)
+    ]
+    d0s, d1s, gts = (np.concatenate(column) for column in zip(*rows, strict=True))
+    scores = two_afc_score(d0s, d1s, gts)
+    return float(np.mean(scores)), {"d0s": d0s, "d1s": d1s, "gts": gts, "scores": scores}
+
+
+def score_jnd_dataset(
+    data_loader: Any, func: Callable[[Tensor, Tensor], Any], name: str = ""
+) -> tuple[float, dict[str, Array]]:
+    """Score a distance function by JND, with the interface of `lpips`.
+
+    Args:
+        data_loader: gives batches with `p0`, `p1` and `same`; or has `load_data()`, which does.
+        func: maps two batches of images to N distances.
+        name: title of the progress bar.
+
+    Returns:
+        The score, and a dictionary of `ds` and `sames`, each `(N,)`.
+    """
+    rows = [(_flat(func(data["p0"], data["p1"])), _flat(data["same"])) for data in _loaded(data_loader, name)]
+    ds, sames = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return jnd_score(ds, sames), {"ds": ds, "sames": sames}

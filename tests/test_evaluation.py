@@ -1,0 +1,227 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lpips
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import hushed, images, peers
+from PIL import Image
+
+import rlpips
+from rlpips.attacks import APGD, PGD, SSA, StAdv
+from rlpips.evaluation import (
+    accuracy,
+    bootstrap,
+    jnd_score,
+    measure_2afc,
+    measure_jnd,
+    two_afc_score,
+)
+
+EPS = 4 / 255
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, np.array([image], dtype=np.float32))
+    else:
+        Image.fromarray(rlpips.tensor2im(image)).save(path)
+
+
+@pytest.fixture(scope="module")
+def bapps(tmp_path_factory):
+    """A data set of 11 triplets and 9 pairs in BAPPS' layout, made of smooth noise."""
+    root = tmp_path_factory.mktemp("bapps")
+    ref = 0.8 * images(11, 3, 40, 40).clamp(-1, 1)
+    for i in range(11):
+        folder, near, far = root / "2afc" / "val" / "toy", 0.06, 0.09
+        strengths = (near, far) if i % 2 == 0 else (far, near)
+        write(folder / "ref" / f"{i:06}.png", ref[i : i + 1])
+        for name, strength in zip(("p0", "p1"), strengths, strict=True):
+            noise = images(1, 3, 40, 40, seed=10 * i + len(name) + int(name[1]))
+            write(folder / name / f"{i:06}.png", (ref[i : i + 1] + strength * noise).clamp(-1, 1))
+        write(folder / "judge" / f"{i:06}.npy", [0.2, 0.8, 0.0, 1.0, 0.4][i % 5] if i % 2 else 0.2)
+    for i in range(9):
+        folder = root / "jnd" / "val" / "toy"
+        write(folder / "p0" / f"{i:06}.png", ref[i : i + 1])
+        write(
+            folder / "p1" / f"{i:06}.png",
+            (ref[i : i + 1] + 0.01 * i * images(1, 3, 40, 40, seed=i)).clamp(-1, 1),
+        )
+        write(folder / "same" / f"{i:06}.npy", 1 - i / 9)
+    return root
+
+
+class Loader:
+    """What lpips calls a data loader."""
+
+    def __init__(self, dataset, batch_size=4):
+        self.loader = torch.utils.data.DataLoader(dataset, batch_size)
+
+    def load_data(self):
+        return self.loader
+
+
+unit = st.floats(0, 1, width=32)
+
+
+def test_scores_are_those_of_lpips(bapps):
+    ours, theirs = peers("alex")
+    for library, metric in ((rlpips, ours), (lpips, theirs)):
+        with hushed(), torch.no_grad():
+            two = library.score_2afc_dataset(Loader(rlpips.TwoAFC(bapps)), metric.forward)
+            jnd = library.score_jnd_dataset(
+                Loader(rlpips.JND(bapps)), lambda a, b, metric=metric: metric(a, b).flatten()
+            )
+        if library is rlpips:
+            found = two, jnd
+    assert found[0][0] == pytest.approx(two[0], abs=1e-9)
+    assert found[1][0] == pytest.approx(jnd[0], abs=1e-9)
+    for mine, other in zip(found, (two, jnd), strict=True):
+        assert set(mine[1]) == set(other[1])
+        for key, value in other[1].items():
+            np.testing.assert_allclose(mine[1][key], value, atol=1e-6)
+
+
+def test_any_loader_will_do(bapps):
+    metric, _ = peers("alex")
+    dataset = rlpips.TwoAFC(bapps)
+    score, details = rlpips.score_2afc_dataset(torch.utils.data.DataLoader(dataset, 3), metric)
+    assert score == rlpips.score_2afc_dataset(Loader(dataset), metric)[0]
+    assert details["d0s"].shape == (11,)
+
+
+@given(st.lists(st.tuples(unit, unit, unit), min_size=1, max_size=20))
+def test_2afc_credits_the_share_of_judges_and_accuracy_the_majority(rows):
+    d0, d1, judge = np.array(rows, dtype=float).T
+    for i, (first, second, share) in enumerate(rows):
+        credit = 0.5 if first == second else 1 - share if first < second else share
+        assert two_afc_score(d0, d1, judge)[i] == pytest.approx(credit)
+        majority = 0.5 if share == 0.5 or first == second else float((first < second) == (share < 0.5))
+        assert accuracy(d0, d1, judge)[i] == majority
+
+
+def test_jnd_finds_the_pairs_that_look_the_same():
+    same = np.array([1.0, 1.0, 0.0, 0.0])
+    assert jnd_score(np.array([0.1, 0.2, 0.3, 0.4]), same) == 1
+    assert jnd_score(np.array([0.4, 0.3, 0.2, 0.1]), same) < 0.6
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(100):
+        score = bootstrap(
+            lambda x: float(np.mean(x)), (rng.random(60) < 0.7).astype(float), seed=trial, draws=300
+        )
+        assert score.low <= score.value <= score.high
+        held += score.low <= 0.7 <= score.high
+    assert 88 <= held <= 100
+    assert bootstrap(lambda x: float(np.mean(x)), np.ones(5)) == bootstrap(
+        lambda x: float(np.mean(x)), np.ones(5)
+    )
+
+
+def test_natural_distances_are_those_of_the_metric(bapps):
+    metric, _ = peers("alex")
+    dataset = rlpips.TwoAFC(bapps)
+    d0, d1, judge = measure_2afc(metric, dataset, batch_size=4)
+    assert d0.shape == d1.shape == judge.shape == (11,)
+    example = dataset[5]
+    assert d0[5] == pytest.approx(metric(example["p0"][None], example["ref"][None]).item(), abs=1e-6)
+    assert d1[5] == pytest.approx(metric(example["p1"][None], example["ref"][None]).item(), abs=1e-6)
+    assert judge[5] == pytest.approx(example["judge"].item())
+    d, same = measure_jnd(metric, rlpips.JND(bapps), batch_size=4)
+    assert d[0] == pytest.approx(0, abs=1e-6)
+    assert same[0] == 1
+    assert jnd_score(d, same) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("attack", "perturb"),
+    [(PGD("linf", EPS, 3), "x0"), (PGD("l2", 0.5, 3), "ref"), (APGD("linf", EPS, 4), "x0+x1"),
+     (SSA("linf", EPS, 3), "x1"), (StAdv(0.5, 3), "x0")],
+)  # fmt: skip
+def test_attacked_scores_do_not_depend_on_batches_and_repeat(bapps, attack, perturb):
+    metric, _ = peers("alex")
+    dataset = rlpips.TwoAFC(bapps)
+    natural = measure_2afc(metric, dataset)
+    by_size = [measure_2afc(metric, dataset, attack, perturb, batch_size=size) for size in (3, 3, 11)]
+    for first, second in zip(by_size[0], by_size[1], strict=True):
+        np.testing.assert_array_equal(first, second)
+    for first, second in zip(by_size[0], by_size[2], strict=True):
+        np.testing.assert_allclose(first, second, atol=2e-3)  # steps along signs enlarge rounding
+    assert accuracy(*by_size[0]).mean() == pytest.approx(accuracy(*by_size[2]).mean(), abs=0.1)
+    if not isinstance(attack, SSA):
+        assert accuracy(*by_size[0]).mean() < accuracy(*natural).mean()
+
+
+def test_limits_and_progress(bapps):
+    metric, _ = peers("alex")
+    done = []
+    d0, _, _ = measure_2afc(metric, rlpips.TwoAFC(bapps), batch_size=2, limit=5, progress=done.append)
+    assert len(d0) == 5
+    assert done == [2, 2, 1]
+    assert len(measure_jnd(metric, rlpips.JND(bapps), limit=3)[0]) == 3
+
+
+def test_somebody_elses_metric_is_measured_and_attacked(bapps):
+    def metric(x, y):
+        return (x - y).square().mean(dim=(1, 2, 3))
+
+    d0, d1, judge = measure_2afc(metric, rlpips.TwoAFC(bapps))
+    assert two_afc_score(d0, d1, judge).mean() > 0.5
+    attacked = measure_2afc(metric, rlpips.TwoAFC(bapps), PGD("linf", EPS, 3), "x0")
+    assert accuracy(*attacked).mean() <= accuracy(d0, d1, judge).mean()
+
+
+def test_images_of_several_sizes_need_batches_of_one(bapps, tmp_path):
+    import shutil
+
+    root = tmp_path / "mixed"
+    shutil.copytree(bapps, root)
+    for name in ("ref", "p0", "p1"):
+        write(root / "2afc" / "val" / "toy" / name / "000003.png", images(1, 3, 48, 40))
+    metric, _ = peers("alex")
+    with pytest.raises(rlpips.DatasetError, match="differ in size.*--batch-size 1"):
+        measure_2afc(metric, rlpips.TwoAFC(root))
+    assert len(measure_2afc(metric, rlpips.TwoAFC(root), batch_size=1)[0]) == 11
+
+
+def test_two_processes_give_the_numbers_of_one(bapps, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, os, numpy as np, torch, rlpips\n"
+        "from rlpips.attacks import PGD\n"
+        "from rlpips.evaluation import measure_2afc, measure_jnd\n"
+        "torch.set_num_threads(1)\n"
+        "torch.manual_seed(0)\n"
+        "metric = rlpips.LPIPS(pnet_rand=True)\n"
+        "if 'RANK' in os.environ:\n"
+        "    torch.distributed.init_process_group('gloo')\n"
+        "dataset = rlpips.TwoAFC(sys.argv[1])\n"
+        "found = measure_2afc(metric, dataset, PGD('linf', 4 / 255, 3), 'ref', batch_size=3)\n"
+        "pairs = measure_jnd(metric, rlpips.JND(sys.argv[1]), batch_size=2)\n"
+        "name = os.environ.get('RANK', 'alone')\n"
+        "np.savez(os.path.join(sys.argv[2], name), *found, *pairs)\n"
+        "if 'RANK' in os.environ:\n"
+        "    torch.distributed.destroy_process_group()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    arguments = [str(script), str(bapps), str(tmp_path)]
+    group = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for launcher in ([], group):
+        command = [sys.executable, *launcher, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+        assert done.returncode == 0, done.stderr
+    alone, *ranks = (np.load(tmp_path / f"{name}.npz") for name in ("alone", "0", "1"))
+    assert len(alone.files) == 5
+    for rank in ranks:
+        for key in alone.files:
+            np.testing.assert_array_equal(alone[key], rank[key])
