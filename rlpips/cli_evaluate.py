@@ -102,6 +102,7 @@ def _load_metric(text: str, device: "torch.device") -> tuple["Metric", str | Non
     if colon and head in ARCHITECTURES:
         metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
     elif colon and not Path(text).exists():
+        sys.path.insert(0, str(Path.cwd()))  # where people keep modules of their own
         try:
             metric = getattr(importlib.import_module(head), tail)()
         except (ImportError, AttributeError) as error:
