@@ -9,6 +9,7 @@ its own, so results do not depend on how images are put into batches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -424,6 +425,50 @@ class StAdv(Attack):
         flat = images.reshape(-1, *images.shape[-3:])
         moved = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return moved.reshape(images.shape).clamp(*self.bounds)
+
+
+def parse_attack(text: str, *, seed: int = 0) -> Attack:
+    """Read an attack from a text such as 'linf:4/255:50', the form in which the command line takes it.
+
+    Args:
+        text: 'NAME:EPS:STEPS', or 'NAME:EPS:STEPS:RESTARTS' for PGD and APGD. The names are 'linf' and 'l2'
+            (PGD), 'apgd-linf' and 'apgd-l2', 'ssa' (within linf) and 'stadv', whose `EPS` is in pixels; else
+            `EPS` is on the [0, 1] scale. It may be a fraction.
+        seed: of all that is random.
+
+    Raises:
+        ValueError: the text is not of this form, or a number is out of range.
+
+    >>> parse_attack("l2:1/2:50").eps
+    0.5
+    """
+    name, *numbers = text.split(":")
+    classes: dict[str, tuple[type[PGD], Norm]] = {
+        "linf": (PGD, "linf"),
+        "l2": (PGD, "l2"),
+        "apgd-linf": (APGD, "linf"),
+        "apgd-l2": (APGD, "l2"),
+        "ssa": (SSA, "linf"),
+    }
+    known = name in classes or name == "stadv"
+    try:
+        if not known or len(numbers) not in ((2,) if name in ("ssa", "stadv") else (2, 3)):
+            raise ValueError  # noqa: TRY301
+        eps, steps = float(Fraction(numbers[0])), int(numbers[1])
+        restarts = int(numbers[2]) if len(numbers) == 3 else 1
+    except (ValueError, ZeroDivisionError, OverflowError):
+        names = ", ".join([*classes, "stadv"])
+        raise ValueError(
+            f"{text!r} is not an attack; write NAME:EPS:STEPS such as linf:4/255:50, or \
+NAME:EPS:STEPS:RESTARTS but for ssa and stadv; the names are {names}"
+        ) from None
+    try:
+        if name == "stadv":
+            return StAdv(eps, steps, seed=seed)
+        make, norm = classes[name]
+        return make(norm, eps, steps, restarts=restarts, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an attack: {error}") from None
 
 
 class TripletClassifier(nn.Module):

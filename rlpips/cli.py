@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlpips
+from rlpips.cli_evaluate import add_evaluate
+from rlpips.cli_parts import columns, files, output_file, positive, write_output
 
 if TYPE_CHECKING:
     from rlpips.measure import Measured
@@ -77,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_measuring_options(command)
     command.set_defaults(run=_pairs)
 
+    add_evaluate(commands)
+
     weights = commands.add_parser("weights", help="the named weights: list, fetch, verify, import")
     actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
     action = actions.add_parser("list", help="all names, and which are on this machine")
@@ -110,7 +114,7 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
     )
-    group.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pairs at once (16)")
+    group.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pairs at once (16)")
     group.add_argument(
         "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
     )
@@ -121,37 +125,20 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-o",
         dest="output",
-        type=_output_file,
+        type=output_file,
         metavar="FILE",
         help="write to FILE, whole or not at all; .csv and .json choose the format",
     )
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     try:
-        return _positive(height), _positive(width or height)
+        return positive(height), positive(width or height)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a size; write 256 or 240x320 (height x width)"
         ) from None
-
-
-def _output_file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be written: {'it' if path.is_dir() else 'its folder'} \
-{'is a folder' if path.is_dir() else 'does not exist'}"
-        )
-    return path
 
 
 def _distance(options: argparse.Namespace) -> int:
@@ -159,8 +146,8 @@ def _distance(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    files0 = {path.name: path for path in _files(options.dir0)}
-    files1 = {path.name: path for path in _files(options.dir1)}
+    files0 = {path.name: path for path in files(options.dir0)}
+    files1 = {path.name: path for path in files(options.dir1)}
     pairs = [(files0[name], files1[name]) for name in files0 if name in files1]
     alone = [
         (path, f"has no partner in {options.dir1}") for name, path in files0.items() if name not in files1
@@ -172,18 +159,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _pairs(options: argparse.Namespace) -> int:
-    files = _files(options.dir)
-    pairs = itertools.combinations(files, 2) if options.all else itertools.pairwise(files)
+    images = files(options.dir)
+    pairs = itertools.combinations(images, 2) if options.all else itertools.pairwise(images)
     return _measure(options, list(pairs), [])
-
-
-def _files(folder: Path) -> list[Path]:
-    """List the files in a folder by name, but for hidden ones."""
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder}: {'not a folder' if folder.exists() else 'there is no such folder'}"
-        )
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _measure(
@@ -228,12 +206,7 @@ def _report(options: argparse.Namespace, results: list["Measured"], failures: li
     if options.output is None:
         sys.stdout.write(text)
         return
-    from rlpips.files import write_atomically
-
-    try:
-        write_atomically(options.output, text.encode())
-    except OSError as error:
-        raise OSError(f"cannot write {options.output}: {error.strerror}") from error
+    write_output(options.output, text)
 
 
 def _summary(results: list["Measured"]) -> tuple[float, float]:
@@ -255,7 +228,7 @@ def _table(options: argparse.Namespace, results: list["Measured"]) -> str:
     summary = f"{len(results)} pair{'s' if len(results) != 1 else ''}"
     summary += "" if math.isnan(mean) else f", mean {mean:.4f}"
     summary += "" if math.isnan(error) else f", standard error {error:.4f}"
-    return "\n".join([*_columns(rows), summary]) + "\n"
+    return "\n".join([*columns(rows), summary]) + "\n"
 
 
 def _csv(results: list["Measured"]) -> str:
@@ -282,14 +255,6 @@ def _json(options: argparse.Namespace, results: list["Measured"], failures: list
     return json.dumps(document, indent=2) + "\n"
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align rows of text, all columns to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
 def _weights_list(options: argparse.Namespace) -> int:
     if options.json:
         entries = [vars(entry) for entry in rlpips.list_weights().values()]
@@ -302,7 +267,7 @@ def _weights_list(options: argparse.Namespace) -> int:
         path = cache.path_of(entry)
         where = "no" if not path.exists() else str(path) if entry.urls else "ships with rlpips"
         rows.append((entry.name, entry.kind, entry.net, where, _trained(entry)))
-    print("\n".join(_columns(rows)))
+    print("\n".join(columns(rows)))
     return 0
 
 
