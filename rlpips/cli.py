@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import rlpips
 from rlpips.cli_evaluate import add_evaluate
+from rlpips.cli_parts import columns, files, output_file, positive, write_output
 
 if TYPE_CHECKING:
     from rlpips.measure import Measured
@@ -88,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("photos", metavar="PHOTOS", type=Path, help="a folder of photos, with those in it")
     command.add_argument("out", metavar="OUT", type=Path, help="the data set: makes OUT/2afc/SPLIT/SUBSET")
-    command.add_argument("--count", type=_positive, default=1000, metavar="N", help="triplets (1000)")
-    command.add_argument("--size", type=_positive, default=64, metavar="N", help="pixels of a side (64)")
+    command.add_argument("--count", type=positive, default=1000, metavar="N", help="triplets (1000)")
+    command.add_argument("--size", type=positive, default=64, metavar="N", help="pixels of a side (64)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="others give other triplets (0)")
     command.add_argument("--split", choices=["train", "val"], default="val", help="(val)")
     command.add_argument("--subset", default="triplets", metavar="NAME", help="(triplets)")
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the metrics that vote: lpips-alex, lpips-vgg, lpips-squeeze, ssim, fsim, vsi, gmsd, mdsi, "
         "haarpsi, vif, psnr (by default seven of them)",
     )
-    command.add_argument("--agree", type=_positive, metavar="K", help="votes that it takes (all but one)")
+    command.add_argument("--agree", type=positive, metavar="K", help="votes that it takes (all but one)")
     command.add_argument(
         "--distortions", nargs="+", metavar="NAME", help="which, of those in rlpips/distortions.py (all)"
     )
@@ -155,7 +156,7 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
     )
-    group.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pairs at once (16)")
+    group.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pairs at once (16)")
     group.add_argument(
         "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
     )
@@ -166,37 +167,20 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-o",
         dest="output",
-        type=_output_file,
+        type=output_file,
         metavar="FILE",
         help="write to FILE, whole or not at all; .csv and .json choose the format",
     )
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     try:
-        return _positive(height), _positive(width or height)
+        return positive(height), positive(width or height)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a size; write 256 or 240x320 (height x width)"
         ) from None
-
-
-def _output_file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be written: {'it' if path.is_dir() else 'its folder'} \
-{'is a folder' if path.is_dir() else 'does not exist'}"
-        )
-    return path
 
 
 def _distance(options: argparse.Namespace) -> int:
@@ -204,8 +188,8 @@ def _distance(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    files0 = {path.name: path for path in _files(options.dir0)}
-    files1 = {path.name: path for path in _files(options.dir1)}
+    files0 = {path.name: path for path in files(options.dir0)}
+    files1 = {path.name: path for path in files(options.dir1)}
     pairs = [(files0[name], files1[name]) for name in files0 if name in files1]
     alone = [
         (path, f"has no partner in {options.dir1}") for name, path in files0.items() if name not in files1
@@ -217,18 +201,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _pairs(options: argparse.Namespace) -> int:
-    files = _files(options.dir)
-    pairs = itertools.combinations(files, 2) if options.all else itertools.pairwise(files)
+    images = files(options.dir)
+    pairs = itertools.combinations(images, 2) if options.all else itertools.pairwise(images)
     return _measure(options, list(pairs), [])
-
-
-def _files(folder: Path) -> list[Path]:
-    """List the files in a folder by name, but for hidden ones."""
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder}: {'not a folder' if folder.exists() else 'there is no such folder'}"
-        )
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _measure(
@@ -273,12 +248,7 @@ def _report(options: argparse.Namespace, results: list["Measured"], failures: li
     if options.output is None:
         sys.stdout.write(text)
         return
-    from rlpips.files import write_atomically
-
-    try:
-        write_atomically(options.output, text.encode())
-    except OSError as error:
-        raise OSError(f"cannot write {options.output}: {error.strerror}") from error
+    write_output(options.output, text)
 
 
 def _summary(results: list["Measured"]) -> tuple[float, float]:
@@ -325,14 +295,6 @@ def _json(options: argparse.Namespace, results: list["Measured"], failures: list
         "failed": [{"file": str(path), "problem": problem} for path, problem in failures],
     }
     return json.dumps(document, indent=2) + "\n"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align rows of text, all columns to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
 
 
 def _triplets(options: argparse.Namespace) -> int:

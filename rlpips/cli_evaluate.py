@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlpips
+from rlpips.cli_parts import columns, files, output_file, positive, write_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
     from rlpips.evaluation import Score
     from rlpips.objectives import Metric
+    from rlpips.robustness import RobustnessReport
+
+_ATTACKS = (
+    "linf, l2, apgd-linf, apgd-l2, ssa (EPS on the [0, 1] scale) or stadv (pixels), such as linf:4/255:50"
+)
 
 
 def add_evaluate(commands: Any) -> None:
@@ -36,11 +42,7 @@ def add_evaluate(commands: Any) -> None:
     )
     _add_data_options(report, "2afc")
     report.add_argument(
-        "--attack",
-        nargs="+",
-        default=[],
-        metavar="NAME:EPS:STEPS",
-        help="linf, l2, apgd-linf, apgd-l2, ssa (EPS on the [0, 1] scale) or stadv (pixels): linf:4/255:50",
+        "--attack", nargs="+", type=_attack, default=[], metavar="NAME:EPS:STEPS", help=_ATTACKS
     )
     report.add_argument(
         "--perturb",
@@ -59,6 +61,51 @@ def add_evaluate(commands: Any) -> None:
     _add_data_options(report, "jnd")
     report.set_defaults(run=_jnd)
 
+    report = reports.add_parser(
+        "robustness",
+        help="how far an attacker can push images from themselves",
+        description="Attack each metric on images and measure, under all of them, how far the attacked "
+        "images are from the originals, beside visible distortions and augmentations. Inflation is the "
+        "median attacked distance over the median distance of visible distortions.",
+    )
+    report.add_argument("--images", type=Path, required=True, metavar="DIR", help="a folder of images")
+    _add_metric_options(report, batch_size=16)
+    report.add_argument(
+        "--attack",
+        nargs="+",
+        type=_attack,
+        default=["linf:4/255:10"],
+        metavar="NAME:EPS:STEPS",
+        help=_ATTACKS,
+    )
+    report.add_argument("--size", type=positive, default=64, help="side of the crops from the middle (64)")
+    report.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    group = report.add_argument_group("output")
+    group.add_argument("-o", dest="output", type=output_file, metavar="FILE", help="every number, as JSON")
+    group.add_argument("--plot", type=_plot_file, metavar="FILE", help="histograms, as .png or .pdf")
+    group.add_argument("--save-images", type=Path, metavar="DIR", help="the worst examples, as PNG files")
+    report.set_defaults(run=_robustness)
+
+
+def _add_metric_options(report: argparse.ArgumentParser, batch_size: int) -> None:
+    report.add_argument(
+        "--weights",
+        nargs="+",
+        default=["standard"],
+        metavar="METRIC",
+        help="weights as for 'rlpips distance', after another net's name and a colon (vgg:standard), or "
+        "MODULE:FUNCTION of a Python module, which returns a metric (standard)",
+    )
+    report.add_argument("--device", default="cpu", help="where to compute (cpu)")
+    report.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"examples at once ({batch_size})",
+    )
+    report.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all that is random (0)")
+
 
 def _add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
     report.add_argument(
@@ -69,25 +116,42 @@ def _add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
         help=f"a data set in BAPPS' layout, which holds {kind}/",
     )
     report.add_argument("--subsets", nargs="+", metavar="SUBSET", help="such as val/cnn (all under val)")
+    _add_metric_options(report, batch_size=32)
     report.add_argument(
-        "--weights",
-        nargs="+",
-        default=["standard"],
-        metavar="METRIC",
-        help="weights as for 'rlpips distance', after another net's name and a colon (vgg:standard), or "
-        "MODULE:FUNCTION of a Python module, which returns a metric (standard)",
+        "--limit", type=positive, metavar="N", help="only the first N examples of each subset"
     )
-    report.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each subset")
-    report.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at once (32)")
-    report.add_argument("--device", default="cpu", help="where to compute (cpu)")
-    report.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     report.add_argument(
         "-o",
         dest="output",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help="write every number to FILE, as JSON; run again, an interrupted report goes on where it stopped",
     )
+
+
+def _attack(text: str) -> str:
+    """Check an attack while the command line is read, so that a wrong one is wrong usage."""
+    from rlpips.attacks import parse_attack
+
+    try:
+        parse_attack(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _plot_file(text: str) -> Path:
+    path = output_file(text)
+    if path.suffix.lower() not in (".png", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .pdf")
+    return path
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return number
 
 
 def _load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None]:
@@ -236,8 +300,6 @@ def _run(
     import torch
     from tqdm import tqdm
 
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write {options.output}: its folder does not exist")
     sizes: dict[str, int] = {}
     for i in range(len(dataset)):
         sizes[dataset.subset_of(i)] = sizes.get(dataset.subset_of(i), 0) + 1
@@ -285,9 +347,6 @@ def _report(
     """Print the table, and write the JSON where it was asked for."""
     import torch
 
-    from rlpips.cli import columns as aligned
-    from rlpips.files import write_atomically
-
     rows: list[list[str]] = []
     records = []
     for task, numbers in results:
@@ -298,7 +357,7 @@ def _report(
         rows.append([*task.values(), *cells, str(len(numbers[0]))])
         values = {name: column.tolist() for name, column in zip(names, numbers, strict=True)}
         records.append({**task, **{name: vars(score) for name, score in scored.items()}, **values})
-    sys.stdout.write("\n".join(aligned(rows)) + "\n")
+    sys.stdout.write("\n".join(columns(rows)) + "\n")
     if options.output is not None:
         document = {
             "rlpips": rlpips.__version__,
@@ -309,4 +368,63 @@ def _report(
             "metrics": digests,
             "results": records,
         }
-        write_atomically(options.output, (json.dumps(document, indent=1) + "\n").encode())
+        write_output(options.output, json.dumps(document, indent=1) + "\n")
+
+
+def _robustness(options: argparse.Namespace) -> int:
+    import torch
+    from tqdm import tqdm
+
+    from rlpips.attacks import parse_attack
+    from rlpips.robustness import robustness
+
+    if options.plot is not None:
+        from rlpips.plots import check_plot_file, histograms
+
+        check_plot_file(options.plot)
+    images = files(options.images)
+    with tqdm(unit="image", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = robustness(
+            {text: _load_metric(text, torch.device(options.device))[0] for text in options.weights},
+            images,
+            {text: parse_attack(text, seed=options.seed) for text in options.attack},
+            batch_size=options.batch_size,
+            device=options.device,
+            size=options.size,
+            limit=options.limit,
+            seed=options.seed,
+            save_images=options.save_images,
+            progress=progress,
+        )
+    print(_robustness_table(report))
+    if options.output is not None:
+        write_output(options.output, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    if options.plot is not None:
+        histograms(report, options.plot)
+    for path, problem in report.skipped.items():
+        print(f"rlpips: {problem if problem.startswith(path) else f'{path}: {problem}'}", file=sys.stderr)
+    return 1 if report.skipped else 0
+
+
+def _robustness_table(report: "RobustnessReport") -> str:
+    """Lay medians out, with a row for each kind of change and a column for each metric."""
+    import numpy as np
+
+    def medians(by_metric: dict[str, Any]) -> list[str]:
+        return [f"{np.median(by_metric[metric]):.4f}" for metric in report.metrics]
+
+    ordinary = {metric: report.ordinary(metric) for metric in report.metrics}
+    rows = [["attacked", "attack", *report.metrics, "inflation"]]
+    for (source, attack), by_metric in report.attacked.items():
+        rows.append([source, attack, *medians(by_metric), f"{report.inflation(source, attack):.3f}"])
+    rows.append(["-", "augmentations", *medians(report.augmented), ""])
+    rows.append(["-", "distortions", *medians(ordinary), ""])
+    count = len(report.images)
+    return "\n".join(
+        [*columns(rows), f"{count} image{'s' if count != 1 else ''}, median distances under each metric"]
+    )

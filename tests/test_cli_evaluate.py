@@ -156,10 +156,8 @@ def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--attack", "linf:4/255"], "'linf:4/255' is not an attack"),
         (["--attack", "ssa:4/255:2", "--perturb", "ref"], "ssa attacks x0 or x1, not ref"),
         (["--subsets", "val/none"], "val/none"),
-        (["-o", "nowhere/report.json"], "its folder does not exist"),
         (["--weights", "nothing.pth"], "nothing.pth"),
     ],
 )
@@ -169,6 +167,21 @@ def test_errors_are_one_line(data, weights, capsys, arguments, message):
     assert status == 1
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attack", "linf:4/255"], "'linf:4/255' is not an attack"),
+        (["-o", "nowhere/report.json"], "its folder does not exist"),
+        (["--seed", "-1"], "-1 is negative"),
+        (["--limit", "0"], "0 is not a positive number"),
+    ],
+)
+def test_wrong_usage_ends_with_2(data, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        run("2afc", "--data", data, *arguments, capsys=capsys)
+    assert message in capsys.readouterr().err
 
 
 def test_two_processes_write_the_report_of_one(data, weights, tmp_path):

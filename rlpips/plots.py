@@ -1,0 +1,201 @@
+"""Figures for papers, drawn with matplotlib's objects alone: no window and no global state of pyplot."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rlpips.errors import MissingExtraError
+from rlpips.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from rlpips.robustness import RobustnessReport
+
+Values = npt.NDArray[np.float64]
+
+# Colours that people of any colour vision tell apart (Okabe & Ito 2008); attacks take theirs in this order.
+_GREY, _BLUE = "#6f6f6f", "#0072B2"
+_ATTACKS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK = "#222222"
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One kind of distances in a panel: its label, its values and how it is drawn."""
+
+    label: str
+    values: Values
+    colour: str
+    filled: bool = False
+    dashed: bool = False
+
+
+def check_plot_file(path: str | PathLike[str]) -> None:
+    """Check, before the work, that a figure can be written to a file of this name.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ValueError: the name ends neither in .png nor in .pdf.
+    """
+    if Path(path).suffix.lower() not in (".png", ".pdf"):
+        raise ValueError(f"{path}: a figure is written as .png or .pdf")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("drawing a figure", "plot") from error
+
+
+def histograms(report: "RobustnessReport", path: str | PathLike[str]) -> "Figure":
+    """Draw the distances of a robustness report, a panel for each metric, and write them to a file.
+
+    Each panel shows densities over the logarithm of the distance, scaled to one height: ordinary distortions
+    (grey), BYOL's augmentations, attacks on this metric (solid) and on the others, pooled (dashed). Above
+    them, medians and the middle halves of the same distances. All panels share one axis. The number over a
+    panel is the inflation by the strongest attack (see `RobustnessReport.inflation`).
+
+    Args:
+        report: what `rlpips.robustness.robustness` returned.
+        path: a file ending in .png (300 dots per inch) or .pdf, written whole or not at all.
+
+    Returns:
+        The figure: for each metric an axes labelled 'medians: METRIC' and one labelled 'densities: METRIC'.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+        ValueError: the name ends neither in .png nor in .pdf.
+    """
+    path = Path(path)
+    check_plot_file(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {metric: _series(report, metric) for metric in report.metrics}
+    rows = len(next(iter(panels.values())))
+    edges = _edges(panels)
+    height = 0.45 + 0.17 * rows + 1.75
+    figure = Figure(figsize=(1.65 + 2.3 * len(panels), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=[0.17 * rows, 1.45]
+    )
+    for column, (metric, series) in enumerate(panels.items()):
+        medians, densities = grid[0, column], grid[1, column]
+        medians.set_label(f"medians: {metric}")
+        densities.set_label(f"densities: {metric}")
+        medians.set_title(_title(report, metric), fontsize=8.5, color=_INK)
+        _draw_medians(medians, series, first=column == 0, edges=edges)
+        _draw_densities(densities, series, edges)
+    grid[1, 0].set_ylabel("density (a.u.)", fontsize=8, color=_INK)
+    figure.supxlabel("distance to the original image", fontsize=8, color=_INK)
+    file = io.BytesIO()
+    kind = path.suffix.lower()[1:]
+    # Without a date, equal reports give equal files.
+    metadata = {"CreationDate": None} if kind == "pdf" else {}
+    figure.savefig(file, format=kind, dpi=300, metadata=metadata)
+    write_atomically(path, file.getvalue())
+    return figure
+
+
+def _series(report: "RobustnessReport", metric: str) -> list[_Series]:
+    """Return what a panel shows; all panels of a report have the same rows."""
+    series = [
+        _Series("ordinary distortions", report.ordinary(metric), _GREY, filled=True),
+        _Series("BYOL augmentations", report.augmented[metric], _BLUE),
+    ]
+    others = [source for source in report.metrics if source != metric]
+    for k, attack in enumerate(report.attacks):
+        colour = _ATTACKS[k % len(_ATTACKS)]
+        series.append(_Series(f"{attack} white-box", report.attacked[metric, attack][metric], colour))
+        if others:
+            values = np.concatenate([report.attacked[source, attack][metric] for source in others])
+            series.append(_Series(f"{attack} transferred", values, colour, dashed=True))
+    return series
+
+
+def _edges(panels: dict[str, list[_Series]]) -> Values:
+    """Return the edges of bins, equally wide in the logarithm, for all panels."""
+    values = np.concatenate([each.values for series in panels.values() for each in series])
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive):
+        return np.geomspace(1e-3, 1, 25)
+    # A few images at almost no distance must not squeeze all others into a corner: they join the first bin.
+    low = max(positive.min(), np.quantile(positive, 0.01) / 1.5, positive.max() / 1e4)
+    fewest = min(len(each.values) for series in panels.values() for each in series)
+    bins = int(np.clip(8 * fewest**0.3, 16, 48))
+    return np.geomspace(low / 1.05, positive.max() * 1.05, bins + 1)
+
+
+def _draw_densities(axes: "Axes", series: Sequence[_Series], edges: Values) -> None:
+    for each in series:
+        counts, _ = np.histogram(np.clip(each.values, edges[0], edges[-1]), edges)
+        density = counts / max(1, counts.max())
+        if each.filled:
+            axes.stairs(density, edges, fill=True, color=each.colour, alpha=0.35, label=each.label)
+        else:
+            style = (0, (2.5, 1.2)) if each.dashed else "-"
+            axes.stairs(density, edges, color=each.colour, lw=1.3, ls=style, label=each.label)
+        axes.axvline(_median(each, edges), color=each.colour, lw=0.7, ls=":", zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks([])
+    _label_decades(axes, edges)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+
+
+def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges: Values) -> None:
+    """Draw a row for each series: its middle half as a bar, its median as a dot with the number."""
+    middle = float(np.sqrt(edges[0] * edges[-1]))
+    for row, each in enumerate(series):
+        median = _median(each, edges)
+        quartiles = np.clip(np.quantile(each.values, [0.25, 0.75]), edges[0], edges[-1])
+        axes.plot(quartiles, [row, row], color=each.colour, lw=2.2, alpha=0.45, solid_capstyle="butt")
+        face = "white" if each.dashed else each.colour
+        axes.plot([median], [row], "o", ms=4, color=each.colour, mfc=face, mew=1.1)
+        right = median < middle
+        axes.annotate(
+            f"{np.median(each.values):.3g}",
+            (quartiles[1] if right else quartiles[0], row),
+            xytext=(5 if right else -5, -0.5),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=7,
+            color=each.colour,
+        )
+    axes.set_ylim(len(series) - 0.4, -0.6)
+    axes.set_yticks(range(len(series)), [each.label for each in series], fontsize=7.5)
+    axes.tick_params(left=False, bottom=False, which="both", labelleft=first)
+    for label, each in zip(axes.get_yticklabels(), series, strict=True):
+        label.set_color(each.colour)
+    axes.spines[:].set_visible(False)
+
+
+def _label_decades(axes: "Axes", edges: Values) -> None:
+    """Label the axis with plain numbers, few enough to be read."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    steps = (1,) if edges[-1] / edges[0] > 300 else (1, 3) if edges[-1] / edges[0] > 8 else (1, 2, 5)
+    ticks = [step * 10.0**power for power in range(-6, 4) for step in steps]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if edges[0] <= tick <= edges[-1]]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=7.5, colors=_INK)
+
+
+def _median(series: _Series, edges: Values) -> Any:
+    return np.clip(np.median(series.values), edges[0], edges[-1])
+
+
+def _title(report: "RobustnessReport", metric: str) -> str:
+    inflation = max(report.inflation(metric, attack) for attack in report.attacks)
+    return f"{metric}\ninflation {inflation:.3g}"
