@@ -88,12 +88,14 @@ def _metrics(options: argparse.Namespace) -> dict[str, "LPIPS"]:
 
 def _attack(text: str) -> str:
     """Check an attack while the command line is read, so that a wrong one is wrong usage."""
-    from rlpips.attacks import parse_attack
+    from rlpips.attacks import SSA, parse_attack
 
     try:
-        parse_attack(text)
+        attack = parse_attack(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if isinstance(attack, SSA):
+        raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
     return text
 
 
@@ -140,11 +142,11 @@ def _robustness(options: argparse.Namespace) -> int:
             save_images=options.save_images,
             progress=progress,
         )
+    print(_robustness_table(report))
     if options.output is not None:
         write_output(options.output, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
     if options.plot is not None:
         histograms(report, options.plot)
-    print(_robustness_table(report))
     for path, problem in report.skipped.items():
         print(f"rlpips: {problem if problem.startswith(path) else f'{path}: {problem}'}", file=sys.stderr)
     return 1 if report.skipped else 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peers import images, peers
 
 import rlpips
-from rlpips.attacks import APGD, PGD, SSA, StAdv, TripletClassifier
+from rlpips.attacks import APGD, PGD, SSA, StAdv, TripletClassifier, parse_attack
 from rlpips.objectives import PERTURB, Deflate, FeatureMSE, Inflate, Objective, RankFlip, distances
 
 EPS = 4 / 255
@@ -289,6 +289,44 @@ def test_half_images_stay_half():
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("linf:4/255:50", PGD("linf", 4 / 255, 50)),
+        ("l2:1.0:50", PGD("l2", 1.0, 50)),
+        ("linf:4/255:30:2", PGD("linf", 4 / 255, 30, restarts=2)),
+        ("apgd-linf:1e-2:5", APGD("linf", 0.01, 5)),
+        ("apgd-l2:1:5:3", APGD("l2", 1.0, 5, restarts=3)),
+        ("ssa:4/255:50", SSA("linf", 4 / 255, 50)),
+        ("stadv:0.5:50", StAdv(0.5, 50)),
+    ],
+)
+def test_attacks_are_read_from_texts(text, expected):
+    found = parse_attack(text)
+    assert type(found) is type(expected)
+    assert found == expected
+    assert parse_attack(text, seed=7) == dataclasses.replace(expected, seed=7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "linf", "linf:4/255", "linf:4/0:3", "linf:x:3", "linf:4/255:3.5", "linf:1:2:3:4", "pgd:4/255:3",
+     "ssa:4/255:3:2", "stadv:0.5:3:2", "linf:nan:3", "linf::3", "linf:1e400:3"],
+)  # fmt: skip
+def test_texts_that_are_no_attacks_are_told_what_is_expected(text):
+    with pytest.raises(ValueError, match="is not an attack; write NAME:EPS:STEPS such as linf:4/255:50"):
+        parse_attack(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("linf:-1:3", "eps=-1.0 must be"), ("l2:1:0", "steps=0 must be"), ("l2:1:3:0", "restarts=0 must be")],
+)
+def test_numbers_out_of_range_are_named_with_their_text(text, message):
+    with pytest.raises(ValueError, match=f"'{text}' is not an attack: {message}"):
+        parse_attack(text)
 
 
 def passes(metric, run):
