@@ -131,12 +131,14 @@ def _add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
 
 def _attack(text: str) -> str:
     """Check an attack while the command line is read, so that a wrong one is wrong usage."""
-    from rlpips.attacks import parse_attack
+    from rlpips.attacks import SSA, parse_attack
 
     try:
-        parse_attack(text)
+        attack = parse_attack(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if isinstance(attack, SSA):
+        raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
     return text
 
 
@@ -152,6 +154,12 @@ def _seed(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return number
+
+
+def _check_twice(weights: list[str]) -> None:
+    for text in weights:
+        if weights.count(text) > 1:
+            raise ValueError(f"--weights names {text!r} twice")
 
 
 def _load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None]:
@@ -297,6 +305,7 @@ def _run(
     names: tuple[str, ...],
 ) -> int:
     """Measure every metric on every subset in every case, and report."""
+    _check_twice(options.weights)
     import torch
     from tqdm import tqdm
 
@@ -382,6 +391,9 @@ def _robustness(options: argparse.Namespace) -> int:
         from rlpips.plots import check_plot_file, histograms
 
         check_plot_file(options.plot)
+    _check_twice(options.weights)
+    if any(text.startswith("ssa") for text in options.attack):
+        raise ValueError("ssa needs triplets; images alone have none")
     images = files(options.images)
     with tqdm(unit="image", disable=None, leave=False) as bar:
 

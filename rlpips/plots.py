@@ -84,9 +84,7 @@ def histograms(report: "RobustnessReport", path: str | PathLike[str]) -> "Figure
     height = 0.45 + 0.17 * rows + 1.75
     figure = Figure(figsize=(1.65 + 2.3 * len(panels), height), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=[0.17 * rows, 1.45]
-    )
+    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=[0.17 * rows, 1.45])
     for column, (metric, series) in enumerate(panels.items()):
         medians, densities = grid[0, column], grid[1, column]
         medians.set_label(f"medians: {metric}")
@@ -163,7 +161,7 @@ def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges
         axes.plot([median], [row], "o", ms=4, color=each.colour, mfc=face, mew=1.1)
         right = median < middle
         axes.annotate(
-            f"{np.median(each.values):.3g}",
+            f"{np.median(each.values):#.3g}",
             (quartiles[1] if right else quartiles[0], row),
             xytext=(5 if right else -5, -0.5),
             textcoords="offset points",
@@ -173,10 +171,13 @@ def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges
             color=each.colour,
         )
     axes.set_ylim(len(series) - 0.4, -0.6)
-    axes.set_yticks(range(len(series)), [each.label for each in series], fontsize=7.5)
-    axes.tick_params(left=False, bottom=False, which="both", labelleft=first)
-    for label, each in zip(axes.get_yticklabels(), series, strict=True):
-        label.set_color(each.colour)
+    axes.set_yticks(range(len(series)) if first else [])
+    axes.tick_params(left=False, bottom=False, which="both")
+    if first:
+        for label, each in zip(
+            axes.set_yticklabels([e.label for e in series], fontsize=7.5), series, strict=True
+        ):
+            label.set_color(each.colour)
     axes.spines[:].set_visible(False)
 
 
@@ -198,4 +199,4 @@ def _median(series: _Series, edges: Values) -> Any:
 
 def _title(report: "RobustnessReport", metric: str) -> str:
     inflation = max(report.inflation(metric, attack) for attack in report.attacks)
-    return f"{metric}\ninflation {inflation:.3g}"
+    return f"{metric}\ninflation {inflation:#.3g}"

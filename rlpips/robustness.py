@@ -54,7 +54,8 @@ class RobustnessReport:
         attacks: for each attack its class and settings.
         attacked: `attacked[source, attack][metric]` are distances `(N,)`, by `metric`, of images to versions
             that the attack made against `source`.
-        augmented: for each metric `(2 * N,)`, one view by each of BYOL's two sets of augmentations.
+        augmented: for each metric `(2 * N,)`, a view of each image by the first of BYOL's two sets of
+            augmentations, then one by the second.
         distorted: `distorted[metric][distortion]` are distances `(N,)`.
         worst: for each source and attack the images that were pushed farthest, with distances by the source.
     """
@@ -190,7 +191,7 @@ def robustness(
     attacked: dict[tuple[str, str], dict[str, list[Distances]]] = {
         pair: {metric: [] for metric in metrics} for pair in pairs
     }
-    augmented: dict[str, list[Distances]] = {metric: [] for metric in metrics}
+    augmented: dict[str, list[list[Distances]]] = {metric: [[] for _ in augmentations] for metric in metrics}
     distorted: dict[str, dict[str, list[Distances]]] = {m: {d: [] for d in DISTORTIONS} for m in metrics}
     worst: dict[tuple[str, str], list[_Example]] = {pair: [] for pair in pairs}
     done, total = 0, len(crops) * (len(pairs) + 1)
@@ -199,9 +200,9 @@ def robustness(
         x = _batch([crops[number] for number in numbers], device)
         with torch.no_grad():
             anchors = {name: activated(metric, x) for name, metric in metrics.items()}
-        for views in _augmentations(augmentations, crops, numbers, seed):
+        for k, views in enumerate(_augmentations(augmentations, crops, numbers, seed)):
             for name, metric in metrics.items():
-                augmented[name].append(_measure(metric, _batch(views, device), anchors[name]))
+                augmented[name][k].append(_measure(metric, _batch(views, device), anchors[name]))
         for distortion in DISTORTIONS:
             versions = [_distort(crops[number], distortion, seed, number) for number in numbers]
             for name, metric in metrics.items():
@@ -229,7 +230,10 @@ def robustness(
         metrics={name: _digest(metric) for name, metric in metrics.items()},
         attacks={name: _settings(attack) for name, attack in attacks.items()},
         attacked={pair: {m: np.concatenate(f) for m, f in by.items()} for pair, by in attacked.items()},
-        augmented={name: np.concatenate(found) for name, found in augmented.items()},
+        augmented={
+            name: np.concatenate([np.concatenate(view) for view in found])
+            for name, found in augmented.items()
+        },
         distorted={m: {d: np.concatenate(f) for d, f in by.items()} for m, by in distorted.items()},
         worst={pair: [(names[e.number], e.distance) for e in found] for pair, found in worst.items()},
     )
