@@ -276,11 +276,18 @@ def test_ctrl_c_ends_quietly_with_130(weights, tmp_path):
     for i in range(40):
         data = np.random.default_rng(i).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         Image.fromarray(data).save(tmp_path / f"{i}.png")
-    command = [sys.executable, "-m", "rlpips.cli", "pairs", "--all", str(tmp_path), "--weights", weights]
+    code = (
+        "import sys, rlpips.measure\n"
+        "from rlpips.cli import main\n"
+        "print('ready', flush=True)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "pairs", "--all", str(tmp_path), "--weights", weights]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    time.sleep(6)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
