@@ -145,7 +145,7 @@ def test_a_killed_run_leaves_whole_files_and_is_continued(photos, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([*command, "--count", "100000"], env=environment, stderr=subprocess.PIPE)
     judge = tmp_path / "out" / "2afc" / "val" / "triplets" / "judge"
-    for _ in range(300):
+    for _ in range(1200):
         if judge.is_dir() and len(list(judge.iterdir())) > 10:
             break
         time.sleep(0.05)
@@ -165,7 +165,7 @@ def test_ctrl_c_while_workers_start_ends_quietly(photos, tmp_path):
     command = [sys.executable, "-m", "rlpips.cli", "triplets", str(photos), str(tmp_path), "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
-    for _ in range(300):
+    for _ in range(1200):
         if (tmp_path / "2afc" / "val" / "triplets.json").exists():
             break
         time.sleep(0.05)
