@@ -6,6 +6,15 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that hang up, which is what they are here to do."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass
+
+
 class Server:
     """Serves `content` at `/WAY/NAME`, in the way that the path names; counts and keeps the requests."""
 
@@ -121,8 +130,7 @@ class Server:
                 time.sleep(1)
                 self.good()
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = QuietServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.http.server_port}"
 
     def url(self, way, name="file.pth"):
