@@ -73,7 +73,7 @@ def add_evaluate(commands: Any) -> None:
     report.add_argument(
         "--attack",
         nargs="+",
-        type=_attack,
+        type=_attack_on_images,
         default=["linf:4/255:10"],
         metavar="NAME:EPS:STEPS",
         help=_ATTACKS,
@@ -131,13 +131,20 @@ def _add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
 
 def _attack(text: str) -> str:
     """Check an attack while the command line is read, so that a wrong one is wrong usage."""
-    from rlpips.attacks import SSA, parse_attack
+    from rlpips.attacks import parse_attack
 
     try:
-        attack = parse_attack(text)
+        parse_attack(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    if isinstance(attack, SSA):
+    return text
+
+
+def _attack_on_images(text: str) -> str:
+    """Check an attack that has no triplets."""
+    from rlpips.attacks import SSA, parse_attack
+
+    if isinstance(parse_attack(_attack(text)), SSA):
         raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
     return text
 
@@ -392,8 +399,6 @@ def _robustness(options: argparse.Namespace) -> int:
 
         check_plot_file(options.plot)
     _check_twice(options.weights)
-    if any(text.startswith("ssa") for text in options.attack):
-        raise ValueError("ssa needs triplets; images alone have none")
     images = files(options.images)
     with tqdm(unit="image", disable=None, leave=False) as bar:
 
