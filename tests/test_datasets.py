@@ -364,7 +364,8 @@ def damaged(whole):
         (damaged, "is damaged"),
         (lambda whole: b"<html>please log in</html>", "is damaged"),
         (lambda whole: b"", "is damaged"),
-        (lambda whole: archive([]), r"is not the data set it should be: it holds no file in a folder SUBSET/ref"),
+        # Python 3.10 takes an empty archive for a damaged one
+        (lambda whole: archive([]), "it holds no file in a folder SUBSET/ref|is damaged"),
         (lambda whole: archive([("a/b/c/d.png", b"")]), "it holds no file in a folder"),
         (lambda whole: archive([("cnn/ref/0.png", b"")]), "p0: there is no such folder"),
         (lambda whole: archive([("x/cnn/ref/0.png", b""), ("y/cnn/ref/0.png", b"")]), "holds cnn/ref/0.png twice"),
