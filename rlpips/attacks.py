@@ -427,7 +427,7 @@ class StAdv(Attack):
         return moved.reshape(images.shape).clamp(*self.bounds)
 
 
-def parse_attack(text: str, *, bounds: tuple[float, float] = (-1.0, 1.0), seed: int = 0) -> Attack:
+def parse_attack(text: str, *, seed: int = 0) -> Attack:
     """Read an attack from text, `NAME:EPS:STEPS` or `NAME:EPS:STEPS:RESTARTS`.
 
     NAME is 'linf' or 'l2' (PGD), 'apgd-linf', 'apgd-l2', 'ssa' (in l-inf) or 'stadv'; EPS a number or a
@@ -448,16 +448,14 @@ def parse_attack(text: str, *, bounds: tuple[float, float] = (-1.0, 1.0), seed: 
     if not steps or len(numbers) > (2 if name == "stadv" else 3):
         raise ValueError(f"{text!r} is not an attack; write NAME:EPS:STEPS[:RESTARTS], such as linf:4/255:50")
     if name in ("linf", "l2"):
-        return PGD(
-            "linf" if name == "linf" else "l2", eps, steps, restarts=restarts, bounds=bounds, seed=seed
-        )
+        return PGD("linf" if name == "linf" else "l2", eps, steps, restarts=restarts, seed=seed)
     if name in ("apgd-linf", "apgd-l2"):
         norm: Norm = "linf" if name == "apgd-linf" else "l2"
-        return APGD(norm, eps, steps, restarts=restarts, bounds=bounds, seed=seed)
+        return APGD(norm, eps, steps, restarts=restarts, seed=seed)
     if name == "ssa":
-        return SSA("linf", eps, steps, restarts=restarts, bounds=bounds, seed=seed)
+        return SSA("linf", eps, steps, restarts=restarts, seed=seed)
     if name == "stadv":
-        return StAdv(eps, steps, bounds=bounds, seed=seed)
+        return StAdv(eps, steps, seed=seed)
     raise ValueError(f"{text!r}: {name!r} is no attack; choose linf, l2, apgd-linf, apgd-l2, ssa or stadv")
 
 

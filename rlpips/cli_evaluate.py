@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import shutil
