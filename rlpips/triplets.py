@@ -29,18 +29,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from rlpips.distortions import DISTORTIONS
-from rlpips.errors import DatasetError, ImageError, MissingExtraError
+from rlpips.errors import DatasetError, ImageError
 from rlpips.files import write_atomically
 from rlpips.images import load_image, to_png
-from rlpips.metric import LPIPS
-
-PANEL = ("lpips-alex", "lpips-vgg", "ssim", "fsim", "vsi", "gmsd", "haarpsi")
-"""The metrics that vote where none are named."""
+from rlpips.panel import METRICS, PANEL, Metric, check_panel, votes
 
 _PARTS = ("ref", "p0", "p1", "judge")
 _RECIPE = 1  # to be raised by a change that gives other triplets for the same settings
@@ -48,7 +43,6 @@ _CHUNK = 16  # numbers that go to a worker at once: fixed, as a batch's size may
 _BARREN = 4096  # candidates in a row of which the panel keeps none before we give up
 _SAVE_EVERY = 5.0  # seconds between two records of a panel's progress
 
-Metric = Callable[[Tensor, Tensor], Tensor]
 Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
@@ -168,7 +162,7 @@ def make_triplets(
     folder = Path(out) / "2afc" / split / subset
     record = _Record.open(folder, _settings(job, Path(photos)))
     if len(record.kept) < count:
-        _check_metrics(job)
+        check_panel(job.panel, job.size)
     folder.parent.mkdir(parents=True, exist_ok=True)
     record.save()
     for part in _PARTS:
@@ -193,8 +187,8 @@ def _check_panel(labels: str, panel: Sequence[str] | None, agree: int | None) ->
         raise ValueError(f"labels={labels!r} is unknown; choose 'order' or 'panel'")
     names = tuple(PANEL if panel is None else panel)
     for name in names:
-        if name not in _METRICS:
-            raise ValueError(f"there is no metric named {name!r}; the names are {', '.join(_METRICS)}")
+        if name not in METRICS:
+            raise ValueError(f"there is no metric named {name!r}; the names are {', '.join(METRICS)}")
     if not names or len(set(names)) < len(names):
         raise ValueError("a panel needs at least one metric, and each once")
     majority = len(names) // 2 + 1
@@ -326,12 +320,12 @@ def _make(job: _Job, folder: Path, record: _Record, count: int, workers: int) ->
     ):
         # What was kept before needs no panel any more; all that is missing is known without one.
         known = [i for i in missing if not job.panel or i < len(record.kept)]
-        votes = dict(record.kept)
+        votes_of = dict(record.kept)
         index_of = {record.kept[i][0] if job.panel else i: i for i in known}
         for made in crew.map(_Maker.render, _chunks(index_of)):
             for triplet in note(made):
                 if job.panel:
-                    triplet.judge = votes[triplet.number] / len(job.panel)
+                    triplet.judge = votes_of[triplet.number] / len(job.panel)
                 _write(folder, index_of[triplet.number], triplet)
                 bar.update()
         if job.panel and len(record.kept) < count:
@@ -476,11 +470,11 @@ class _Maker:
         """Make triplets and keep those on which enough of the panel agree."""
         self._made = made = _Made()
         if self._panel is None:
-            self._panel = [_METRICS[name]() for name in self._job.panel]
+            self._panel = [METRICS[name]() for name in self._job.panel]
         triplets = [self._triplet(number)[0] for number in numbers]
-        votes = _votes(self._panel, triplets)
+        found = votes(self._panel, triplets)
         voters = len(self._panel)
-        for number, images, for_p1 in zip(numbers, triplets, votes, strict=True):
+        for number, images, for_p1 in zip(numbers, triplets, found, strict=True):
             if for_p1 is not None and max(for_p1, voters - for_p1) >= self._job.agree:
                 made.triplets.append(_Encoded(number, _encoded(images), for_p1 / voters, for_p1))
         return made
@@ -557,75 +551,3 @@ def _rms(a: Pixels, b: Pixels) -> float:
 def _encoded(images: tuple[Pixels, Pixels, Pixels]) -> tuple[bytes, bytes, bytes]:
     ref, p0, p1 = images
     return to_png(ref), to_png(p0), to_png(p1)
-
-
-def _votes(panel: Sequence[Metric], triplets: Sequence[tuple[Pixels, Pixels, Pixels]]) -> list[int | None]:
-    """Count, for each triplet, the metrics to which p1 is more alike to ref; None where one has no answer."""
-    ref, p0, p1 = (
-        torch.from_numpy(np.stack(images)).movedim(3, 1).float() / 255
-        for images in zip(*triplets, strict=True)
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the number of threads may change the last digits, and so a vote
-    try:
-        with torch.inference_mode():
-            to_p0 = torch.stack([metric(ref, p0) for metric in panel])
-            to_p1 = torch.stack([metric(ref, p1) for metric in panel])
-    finally:
-        torch.set_num_threads(threads)
-    defined = (to_p0.isfinite() & to_p1.isfinite()).all(0).tolist()
-    counts = (to_p1 < to_p0).sum(0).tolist()
-    return [count if known else None for count, known in zip(counts, defined, strict=True)]
-
-
-def _check_metrics(job: _Job) -> None:
-    """Build the panel once before the work, where errors are plain, and try it on patches of this size."""
-    rng = np.random.default_rng(0)
-    ref, p0, p1 = rng.integers(0, 256, (3, job.size, job.size, 3), dtype=np.uint8)
-    for name in job.panel:
-        metric = _METRICS[name]()
-        try:
-            _votes([metric], [(ref, p0, p1)])
-        except (ValueError, RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"the metric {name!r} cannot measure {job.size} x {job.size} pixels: {error}"
-            ) from error
-
-
-def _lpips(net: str) -> Metric:
-    metric = LPIPS(net=net, check_range=False)
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return metric(a, b, normalize=True).flatten()
-
-    return distance
-
-
-def _piq(function: str, sign: int) -> Metric:
-    """Return a metric of `piq`, negated if there larger is more alike."""
-    try:
-        import piq
-    except ImportError as error:
-        raise MissingExtraError(f"the metric {function.removesuffix('_p')!r}", "classical") from error
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        values: Tensor = getattr(piq, function)(a, b, data_range=1.0, reduction="none")
-        return sign * values.flatten()
-
-    return distance
-
-
-# Each takes two batches `(N, 3, H, W)` in [0, 1] and returns distances `(N,)`, smaller for more alike.
-_METRICS: dict[str, Callable[[], Metric]] = {
-    "lpips-alex": lambda: _lpips("alex"),
-    "lpips-vgg": lambda: _lpips("vgg"),
-    "lpips-squeeze": lambda: _lpips("squeeze"),
-    "ssim": lambda: _piq("ssim", -1),
-    "fsim": lambda: _piq("fsim", -1),
-    "vsi": lambda: _piq("vsi", -1),
-    "gmsd": lambda: _piq("gmsd", 1),
-    "mdsi": lambda: _piq("mdsi", 1),
-    "haarpsi": lambda: _piq("haarpsi", -1),
-    "vif": lambda: _piq("vif_p", -1),
-    "psnr": lambda: _piq("psnr", -1),
-}

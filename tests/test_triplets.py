@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import rlpips
-from rlpips import DatasetError, TwoAFC, make_triplets, triplets
+from rlpips import DatasetError, TwoAFC, make_triplets, panel, triplets
 from rlpips.cli import main
 from rlpips.images import load_image
 
@@ -196,9 +196,9 @@ def test_labels_by_a_panel_are_the_votes_of_its_metrics(photos, tmp_path):
     assert {item["judge"].item() for item in TwoAFC(tmp_path, "val/all")} <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", [name for name in triplets._METRICS if not name.startswith("lpips")])
+@pytest.mark.parametrize("name", [name for name in panel.METRICS if not name.startswith("lpips")])
 def test_every_metric_is_a_distance_at_64_pixels(photos, name):
-    metric = triplets._METRICS[name]()
+    metric = panel.METRICS[name]()
     files = sorted(photos.glob("*.jpg"))[:4]
     crops = np.stack([load_image(file)[60:124, 60:124] for file in files])
     ref = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
@@ -212,7 +212,7 @@ def test_every_metric_is_a_distance_at_64_pixels(photos, name):
 def test_the_default_panel_with_real_weights(real_weights, photos, tmp_path):
     made = make_triplets(photos, tmp_path, count=4, labels="panel")
     record = json.loads((tmp_path / "2afc" / "val" / "triplets.json").read_text())
-    assert (record["settings"]["panel"], record["settings"]["agree"]) == (list(triplets.PANEL), 6)
+    assert (record["settings"]["panel"], record["settings"]["agree"]) == (list(panel.PANEL), 6)
     metric = rlpips.LPIPS(net="alex")
     for item in TwoAFC(tmp_path):
         votes = round(7 * item["judge"].item())
@@ -311,8 +311,8 @@ def test_folders_that_cannot_serve_are_named(tmp_path, photos):
 
 def test_a_panel_that_never_agrees_is_given_up(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(triplets, "_BARREN", 30)
-    monkeypatch.setitem(triplets._METRICS, "first", lambda: lambda a, b: (a - b).square().mean((1, 2, 3)))
-    monkeypatch.setitem(triplets._METRICS, "second", lambda: lambda a, b: -(a - b).square().mean((1, 2, 3)))
+    monkeypatch.setitem(panel.METRICS, "first", lambda: lambda a, b: (a - b).square().mean((1, 2, 3)))
+    monkeypatch.setitem(panel.METRICS, "second", lambda: lambda a, b: -(a - b).square().mean((1, 2, 3)))
     with pytest.raises(DatasetError, match="agreed on none of the last 30 candidates; ask for fewer"):
         make_triplets(photos, tmp_path, labels="panel", panel=["first", "second"])
 
@@ -322,7 +322,7 @@ def test_a_metric_without_an_answer_keeps_nothing(photos, tmp_path, monkeypatch)
         distances = (a - b).square().mean((1, 2, 3))
         return torch.where(distances > 0.004, float("nan"), distances)
 
-    monkeypatch.setitem(triplets._METRICS, "sometimes", lambda: sometimes)
+    monkeypatch.setitem(panel.METRICS, "sometimes", lambda: sometimes)
     made = make_triplets(photos, tmp_path, count=5, labels="panel", panel=["sometimes"])
     assert made.candidates > 5
     for item in TwoAFC(tmp_path):
