@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import rlpips
 from rlpips.cli_evaluate import add_evaluate
 from rlpips.cli_parts import columns, files, output_file, positive, write_output
+from rlpips.cli_train import add_train
 
 if TYPE_CHECKING:
     from rlpips.measure import Measured
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_triplets)
 
     add_evaluate(commands)
+    add_train(commands)
 
     data = commands.add_parser("data", help="data sets of human judgements: download")
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")

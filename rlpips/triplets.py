@@ -29,12 +29,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from rlpips.distortions import DISTORTIONS
 from rlpips.errors import DatasetError, ImageError
 from rlpips.files import write_atomically
-from rlpips.images import load_image, to_png
+from rlpips.images import load_image, to_png, to_tensor
 from rlpips.panel import METRICS, PANEL, Metric, check_panel, votes
 
 _PARTS = ("ref", "p0", "p1", "judge")
@@ -147,17 +149,12 @@ def make_triplets(
         WeightsUnavailableError: a metric's weights are not on this machine and could not be fetched.
     """
     _check_place(split, subset)
-    for name, value, least in (
-        ("count", count, 1),
-        ("size", size, 8),
-        ("seed", seed, 0),
-        ("workers", workers, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    _check_least(count=(count, 1), size=(size, 8), seed=(seed, 0), workers=(workers, 0))
     chosen_panel, chosen_agree = _check_panel(labels, panel, agree)
     chosen = _check_distortions(distortions, least=2 if chosen_panel else 1)
-    files = _photos(Path(photos), Path(out))
+    if Path(out).resolve().is_relative_to(Path(photos).resolve()):
+        raise ValueError(f"{out} lies in {photos}, and what is made would be taken for photos")
+    files = _photos(Path(photos))
     job = _Job(files, size, seed, labels, chosen, chosen_panel, chosen_agree)
     folder = Path(out) / "2afc" / split / subset
     record = _Record.open(folder, _settings(job, Path(photos)))
@@ -168,6 +165,61 @@ def make_triplets(
     for part in _PARTS:
         (folder / part).mkdir(parents=True, exist_ok=True)
     return _make(job, folder, record, count, workers)
+
+
+class PhotoTriplets(Dataset[dict[str, Any]]):
+    """Triplets of two different distortions, made as they are asked for from a folder of photos.
+
+    An item is as of `rlpips.TwoAFC`, but its `judge` is NaN: nobody has judged it. The photos, the arguments
+    and its number decide an item. Training reads them with `rlpips train --photos`.
+
+    Args:
+        photos: a folder, searched with the folders in it; hidden files are ignored.
+        count: how many triplets.
+        size: height and width in pixels.
+        seed: not negative; other seeds give other triplets.
+        distortions: names of `rlpips.distortions.DISTORTIONS` to choose from; by default all.
+
+    Attributes:
+        description: everything that the triplets depend on, for JSON.
+
+    Raises:
+        DatasetError: there are no photos; for an item, no photo can be used.
+        OSError: there is no such folder.
+        ValueError: an argument is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        photos: str | PathLike[str],
+        count: int,
+        *,
+        size: int = 64,
+        seed: int = 0,
+        distortions: Sequence[str] | None = None,
+    ) -> None:
+        _check_least(count=(count, 1), size=(size, 8), seed=(seed, 0))
+        files = _photos(Path(photos))
+        job = _Job(files, size, seed, "panel", _check_distortions(distortions, least=2), ("teachers",), 1)
+        settings = _settings(job, Path(photos))
+        self.description = {k: v for k, v in settings.items() if k not in ("labels", "panel", "agree")}
+        self._count = count
+        self._maker = _Maker(job)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(self._count)[index]
+        images, _ = self._maker.triplet(index)
+        ref, p0, p1 = to_tensor(np.stack(images))[0]
+        return {"ref": ref, "p0": p0, "p1": p1, "judge": torch.full((1, 1, 1), torch.nan), "index": index}
+
+
+def _check_least(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _check_place(split: str, subset: str) -> None:
@@ -212,14 +264,12 @@ def _check_distortions(names: Sequence[str] | None, least: int) -> tuple[str, ..
     return chosen
 
 
-def _photos(folder: Path, out: Path) -> tuple[Path, ...]:
+def _photos(folder: Path) -> tuple[Path, ...]:
     """List the files in a folder and those in it, by name, but for hidden ones."""
     if not folder.is_dir():
         raise NotADirectoryError(
             f"{folder}: {'not a folder' if folder.exists() else 'there is no such folder'}"
         )
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{out} lies in {folder}, and what is made would be taken for photos")
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -462,7 +512,7 @@ class _Maker:
         """Make triplets; those for a panel get no judgement."""
         self._made = made = _Made()
         for number in numbers:
-            images, judge = self._triplet(number)
+            images, judge = self.triplet(number)
             made.triplets.append(_Encoded(number, _encoded(images), judge))
         return made
 
@@ -471,7 +521,7 @@ class _Maker:
         self._made = made = _Made()
         if self._panel is None:
             self._panel = [METRICS[name]() for name in self._job.panel]
-        triplets = [self._triplet(number)[0] for number in numbers]
+        triplets = [self.triplet(number)[0] for number in numbers]
         found = votes(self._panel, triplets)
         voters = len(self._panel)
         for number, images, for_p1 in zip(numbers, triplets, found, strict=True):
@@ -479,7 +529,7 @@ class _Maker:
                 made.triplets.append(_Encoded(number, _encoded(images), for_p1 / voters, for_p1))
         return made
 
-    def _triplet(self, number: int) -> tuple[tuple[Pixels, Pixels, Pixels], float]:
+    def triplet(self, number: int) -> tuple[tuple[Pixels, Pixels, Pixels], float]:
         """Make one triplet, `(size, size, 3)` each, and its judgement where that is known (else NaN)."""
         job = self._job
         rng = np.random.default_rng([job.seed, number])
