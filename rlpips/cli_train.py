@@ -48,7 +48,8 @@ def add_train(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="METRIC",
-        help="metrics to learn distances from, as for 'evaluate --weights'; they also judge what nobody has",
+        help="metrics to learn from, as for 'evaluate --weights', or names of 'triplets --panel': the first "
+        "gives distances, and all together judge what nobody has",
     )
     group.add_argument("--out", type=Path, required=True, metavar="OUT", help="the run's folder")
 
@@ -120,17 +121,17 @@ def _train(options: argparse.Namespace) -> int:
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
-    from rlpips.cli_evaluate import _load_metric, _processes
+    from rlpips.cli_evaluate import _processes
     from rlpips.teachers import teach
 
     data, description = _data(options, recipe.seed)
     validation = _validation(options)
     with _processes(options.device) as (rank, device):
-        teacher = None
+        learned = None
         if options.teachers:
-            teachers = {text: _load_metric(text, device)[0] for text in options.teachers}
+            teachers = {text: _load_teacher(text, device) for text in options.teachers}
             description["teachers"] = options.teachers
-            teacher = teach(
+            learned = teach(
                 teachers,
                 data,
                 options.out / "teachers",
@@ -151,13 +152,24 @@ def _train(options: argparse.Namespace) -> int:
             data,
             options.out,
             validation=validation,
-            teacher=teacher,
+            teachers=learned,
             settings=settings,
             description=description,
         )
     if rank == 0:
         sys.stdout.write(f"{path}\n")
     return 0
+
+
+def _load_teacher(text: str, device: Any) -> Any:
+    """Build a metric of images in [-1, 1] by the name of a panel's, or as 'rlpips evaluate' does."""
+    from rlpips.cli_evaluate import _load_metric
+    from rlpips.panel import METRICS
+
+    if text not in METRICS:
+        return _load_metric(text, device)[0]
+    metric = METRICS[text]()
+    return lambda a, b: metric((a + 1) / 2, (b + 1) / 2)
 
 
 def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:

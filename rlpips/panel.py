@@ -68,8 +68,8 @@ def _lpips(net: str) -> Metric:
     return distance
 
 
-def _piq(function: str, sign: int) -> Metric:
-    """Return a metric of `piq`, negated if there larger is more alike."""
+def _piq(function: str, best: float | None = None) -> Metric:
+    """Return a metric of `piq`; of a similarity, how far it is below its best value, or below 0."""
     try:
         import piq
     except ImportError as error:
@@ -77,7 +77,7 @@ def _piq(function: str, sign: int) -> Metric:
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         values: Tensor = getattr(piq, function)(a, b, data_range=1.0, reduction="none")
-        return sign * values.flatten()
+        return (values if best is None else best - values).flatten()
 
     return distance
 
@@ -86,13 +86,13 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "lpips-alex": lambda: _lpips("alex"),
     "lpips-vgg": lambda: _lpips("vgg"),
     "lpips-squeeze": lambda: _lpips("squeeze"),
-    "ssim": lambda: _piq("ssim", -1),
-    "fsim": lambda: _piq("fsim", -1),
-    "vsi": lambda: _piq("vsi", -1),
-    "gmsd": lambda: _piq("gmsd", 1),
-    "mdsi": lambda: _piq("mdsi", 1),
-    "haarpsi": lambda: _piq("haarpsi", -1),
-    "vif": lambda: _piq("vif_p", -1),
-    "psnr": lambda: _piq("psnr", -1),
+    "ssim": lambda: _piq("ssim", best=1),
+    "fsim": lambda: _piq("fsim", best=1),
+    "vsi": lambda: _piq("vsi", best=1),
+    "gmsd": lambda: _piq("gmsd"),
+    "mdsi": lambda: _piq("mdsi"),
+    "haarpsi": lambda: _piq("haarpsi", best=1),
+    "vif": lambda: _piq("vif_p", best=1),
+    "psnr": lambda: _piq("psnr", best=0),
 }
 """Each takes two batches `(N, 3, H, W)` in [0, 1] and returns distances `(N,)`, smaller for more alike."""

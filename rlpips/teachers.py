@@ -43,8 +43,8 @@ def teach(
         precision: 'float32' or 'bfloat16', for backbones; sums are in float32.
 
     Returns:
-        Natural logarithms of the geometric mean of the teachers' distances, each teacher's brought to the
-        first one's geometric mean over all data, `(len(data), 2)`, float32.
+        Natural logarithms of the distances from `ref` to `p0` and `p1`, `(len(metrics), len(data), 2)`,
+        float32.
 
     Raises:
         DatasetError: a teacher gives no finite distance.
@@ -74,8 +74,20 @@ def teach(
         if not measured.isfinite().all():
             raise DatasetError(f"the teacher {name} gives distances that are not finite")
         logs.append(measured.clamp(min=_LEAST).log())
-    centres = [log.mean() for log in logs]
-    return torch.stack([log - own + centres[0] for log, own in zip(logs, centres, strict=True)]).mean(dim=0)
+    return torch.stack(logs)
+
+
+def choices(logs: Tensor) -> Tensor:
+    """Return which image the teachers think nearer, by the geometric mean of their distances.
+
+    Args:
+        logs: what `teach` returned.
+
+    Returns:
+        `(len(data),)`, float32: 1 where it is `p1`, else 0.
+    """
+    mean = logs.mean(dim=0)
+    return (mean[:, 1] < mean[:, 0]).float()
 
 
 def _measure(

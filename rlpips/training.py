@@ -31,6 +31,7 @@ from rlpips.files import write_atomically
 from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
 from rlpips.recipes import Recipe
+from rlpips.teachers import choices
 
 _SAVE_EVERY = 60.0  # seconds between two records of the state
 _LOG_EVERY = 20  # steps that one row of the log sums up
@@ -230,7 +231,7 @@ def train(
     out: str | PathLike[str],
     *,
     validation: Items | None = None,
-    teacher: Tensor | None = None,
+    teachers: Tensor | None = None,
     settings: Settings | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -243,10 +244,11 @@ def train(
         recipe: how to train.
         data: triplets, such as `rlpips.TwoAFC` or `rlpips.triplets.PhotoTriplets`: items with `ref`, `p0` and
             `p1` `(3, H, W)` in [-1, 1], all of one size, `judge`, the share that chose `p1`, and `index`.
-            Where `judge` is NaN, the nearer image by the teachers counts as chosen.
+            Where `judge` is NaN, the image that the teachers think nearer counts as chosen.
         out: the run's folder: made, or the one of the same run that was interrupted.
         validation: triplets that scores are measured on, after each epoch.
-        teacher: log distances of `p0` and `p1` to `ref`, `(len(data), 2)`, by metrics to learn from.
+        teachers: what `rlpips.teachers.teach` returned: log distances by metrics to learn from, of which the
+            first gives distances, and all together judge what nobody has.
         settings: where and how fast.
         description: what the data is, for the metadata of the metric; another one is another run.
 
@@ -262,11 +264,15 @@ def train(
     settings = settings or Settings()
     processes = Processes.current()
     count = len(data)  # type: ignore[arg-type]
-    _check(recipe, count, validation, teacher, settings.parts * processes.count)
-    about = {**(description or {}), "count": count, "teacher": None if teacher is None else _digest(teacher)}
+    _check(recipe, count, validation, teachers, settings.parts * processes.count)
+    about = {
+        **(description or {}),
+        "count": count,
+        "learned": None if teachers is None else _digest(teachers),
+    }
     run = _Run(Path(out), {"recipe": recipe.to_json(), "data": about, "rlpips": rlpips.__version__})
     device = torch.device(settings.device)
-    state = _new_state(recipe, teacher, device)
+    state = _new_state(recipe, teachers, device)
     saved = run.open() if processes.rank == 0 else None
     if processes.count > 1:
         torch.distributed.barrier()
@@ -274,7 +280,7 @@ def train(
     if saved is not None:
         state.load(saved)
     if not state.stale(recipe.patience):
-        _climb(recipe, data, validation, teacher, settings, run, state, device)
+        _climb(recipe, data, validation, teachers, settings, run, state, device)
     path = run.folder / "metric.pth"
     if processes.rank == 0:
         metadata = {
@@ -289,26 +295,28 @@ def train(
     return path
 
 
-def _check(recipe: Recipe, count: int, validation: Items | None, teacher: Tensor | None, pieces: int) -> None:
+def _check(
+    recipe: Recipe, count: int, validation: Items | None, teachers: Tensor | None, pieces: int
+) -> None:
     if count < recipe.batch:
         raise DatasetError(f"{count} triplets are too few for a batch of {recipe.batch}")
     if recipe.batch % pieces:
         raise ValueError(f"a batch of {recipe.batch} does not divide among {pieces} processes and parts")
-    if teacher is not None and teacher.shape != (count, 2):
-        raise ValueError(f"teacher must be of shape {(count, 2)}, got {tuple(teacher.shape)}")
-    if teacher is None and (recipe.distill or recipe.distill_attacked):
+    if teachers is not None and teachers.shape[1:] != (count, 2):
+        raise ValueError(f"teachers must be of shape (T, {count}, 2), got {tuple(teachers.shape)}")
+    if teachers is None and (recipe.distill or recipe.distill_attacked):
         raise ValueError("distill needs teachers")
     if recipe.patience and validation is None:
         raise ValueError("patience needs triplets to validate on")
 
 
-def _digest(tensor: Tensor) -> str:
-    return checkpoints.tensors_digest({"teacher": tensor})
+def _digest(teachers: Tensor) -> str:
+    return checkpoints.tensors_digest({"teachers": teachers})
 
 
-def _new_state(recipe: Recipe, teacher: Tensor | None, device: torch.device) -> _State:
+def _new_state(recipe: Recipe, teachers: Tensor | None, device: torch.device) -> _State:
     metric = new_metric(recipe)
-    scale = 1.0 if teacher is None else float(teacher.median().exp())
+    scale = 1.0 if teachers is None else float(teachers[0].median().exp())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         loss = TripletLoss(metric, recipe, scale).to(device)
@@ -320,7 +328,7 @@ def _climb(
     recipe: Recipe,
     data: Items,
     validation: Items | None,
-    teacher: Tensor | None,
+    teachers: Tensor | None,
     settings: Settings,
     run: _Run,
     state: _State,
@@ -330,6 +338,7 @@ def _climb(
     from tqdm import tqdm
 
     processes = Processes.current()
+    lessons = None if teachers is None else (teachers[0], choices(teachers))
     per_epoch = len(data) // recipe.batch  # type: ignore[arg-type]
     total = per_epoch * recipe.total_epochs
     model: nn.Module = state.loss
@@ -350,7 +359,7 @@ def _climb(
             factor = rate(recipe, state.step, per_epoch)
             for group in state.optimizer.param_groups:
                 group["lr"] = recipe.lr * group["factor"] * factor
-            triplets = _triplets(batch, teacher, recipe, state.step, device, processes)
+            triplets = _triplets(batch, lessons, recipe, state.step, device, processes)
             terms = _step(recipe, model, state, triplets, settings.parts)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value
@@ -415,7 +424,7 @@ def _batches(
 
 def _triplets(
     batch: Mapping[str, Any],
-    teacher: Tensor | None,
+    lessons: tuple[Tensor, Tensor] | None,
     recipe: Recipe,
     step: int,
     device: torch.device,
@@ -426,15 +435,17 @@ def _triplets(
         turn, mirror = np.random.default_rng((recipe.seed, step, 1)).integers((4, 2))
         images = [torch.rot90(each, int(turn), (-2, -1)) for each in images]
         images = [each.flip(-1) for each in images] if mirror else images
-    wanted = None if teacher is None else teacher[batch["index"]]
     judge = batch["judge"].flatten().float()
+    wanted = None
+    if lessons is not None:
+        wanted, chosen = (each[batch["index"]] for each in lessons)
+        judge = torch.where(judge.isnan(), chosen, judge)
+        wanted = wanted.to(device)
     if judge.isnan().any():
-        if wanted is None:
-            raise DatasetError("the triplets have no judgements, and there are no teachers")
-        judge = torch.where(judge.isnan(), (wanted[:, 1] < wanted[:, 0]).float(), judge)
+        raise DatasetError("the triplets have no judgements, and there are no teachers")
     numbers = torch.arange(processes.rank, recipe.batch, processes.count)
     ref, x0, x1, judge, numbers = (each.contiguous().to(device) for each in (*images, judge, numbers))
-    return Triplets(ref, x0, x1, judge, None if wanted is None else wanted.to(device), numbers, recipe.batch)
+    return Triplets(ref, x0, x1, judge, wanted, numbers, recipe.batch)
 
 
 def _step(
