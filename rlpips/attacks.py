@@ -109,7 +109,8 @@ def _value_and_gradient(objective: Objective, candidate: Tensor, index: Tensor) 
         candidate = candidate.detach().requires_grad_()
         value = objective(candidate, index)
         (gradient,) = torch.autograd.grad(value.sum(), candidate)
-    return value.detach(), gradient.nan_to_num(0, 0, 0)
+    # in the memory format of images again, which that of a metric's activations need not be
+    return value.detach(), gradient.nan_to_num(0, 0, 0).contiguous()
 
 
 class Attack:

@@ -11,31 +11,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from rlpips import cache, checkpoints, registry
+from rlpips import cache, checkpoints, comparison, registry
 from rlpips.backbones import Backbone, architecture
+from rlpips.comparison import normalize_tensor as normalize_tensor  # a name of lpips
 from rlpips.inputs import RangeCheck, check_image, check_pair
 
 logger = logging.getLogger("rlpips")
-
-
-def normalize_tensor(in_feat: Tensor, eps: float = 1e-10) -> Tensor:
-    """Scale activations to unit length over channels, `f / (|f| + eps)`, with finite gradients at `f = 0`.
-
-    Args:
-        in_feat: `(N, C, H, W)`, floating point.
-        eps: added to the length.
-
-    Returns:
-        The same shape and dtype. A vector of zeros stays zero, and the length counts as constant there:
-        that is the limit of the gradient, where differentiating the square root would give NaN.
-
-    >>> normalize_tensor(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)).flatten()
-    tensor([0.6000, 0.8000])
-    """
-    square = in_feat.square().sum(dim=1, keepdim=True)
-    zero = square == 0
-    length = square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
-    return in_feat * (1 / (length + eps))  # a product has a cheaper derivative than a quotient
 
 
 def spatial_average(in_tens: Tensor, keepdim: bool = True) -> Tensor:
@@ -97,19 +78,33 @@ class Reference:
     """A batch of images as `LPIPS` sees it, made by `LPIPS.reference`.
 
     Attributes:
-        activations: for each slice of the backbone `(N, C, h, w)`, unit length over channels.
+        features: what each slice of the backbone made of them, `(N, C, h, w)`.
+        lengths: of the features over channels, `(N, 1, h, w)`, as constants.
         shape: the images' shape, `(N, 3, H, W)`.
         dtype: the dtype of distances to it.
     """
 
-    activations: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+    lengths: tuple[Tensor, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def activations(self) -> tuple[Tensor, ...]:
+        """The features scaled to unit length over channels."""
+        return tuple(normalize_tensor(comparison.wide(f)) for f in self.features)
+
     def __getitem__(self, index: Tensor | slice) -> "Reference":
         """Select images, by a slice, a mask or a tensor of numbers."""
-        activations = tuple(activation[index] for activation in self.activations)
-        return Reference(activations, (len(activations[0]), *self.shape[1:]), self.dtype)
+        if (
+            isinstance(index, Tensor)
+            and index.dtype == torch.int64
+            and comparison.fusible(index)
+            and torch.equal(index, torch.arange(len(self.features[0]), device=index.device))
+        ):
+            return self  # an attack asks for all images at every step, and need not copy them
+        features, lengths = (tuple(each[index] for each in group) for group in (self.features, self.lengths))
+        return Reference(features, lengths, (len(features[0]), *self.shape[1:]), self.dtype)
 
 
 class LPIPS(nn.Module):
@@ -278,8 +273,8 @@ class LPIPS(nn.Module):
             each if isinstance(each, Reference) else self._activate(each, normalize) for each in (in0, in1)
         )
         shares = []
-        for k, (f0, f1) in enumerate(zip(reference0.activations, reference1.activations, strict=True)):
-            share = self._layer_distance(k, f0, f1)
+        for k in range(self.L):
+            share = self._layer_distance(k, reference0, reference1)
             share = upsample(share, reference0.shape[2:]) if self.spatial else spatial_average(share)
             shares.append(share)
         dtype = torch.promote_types(reference0.dtype, reference1.dtype)
@@ -322,19 +317,21 @@ class LPIPS(nn.Module):
         x = 2 * images - 1 if normalize else images
         # The paper's first version forgot to scale; its heads expect that.
         x = self.scaling_layer(x) if self.version == "0.1" else x.to(self.scaling_layer.shift.dtype)
-        activations = [
-            normalize_tensor(f.to(torch.promote_types(f.dtype, torch.float32))) for f in self.net(x)
-        ]
+        features = tuple(self.net(x))
+        lengths = tuple(comparison.lengths(f) for f in features)
         dtype = torch.promote_types(images.dtype, self.scaling_layer.shift.dtype)
-        return Reference(tuple(activations), tuple(images.shape), dtype)
+        return Reference(features, lengths, tuple(images.shape), dtype)
 
-    def _layer_distance(self, k: int, f0: Tensor, f1: Tensor) -> Tensor:
+    def _layer_distance(self, k: int, reference0: Reference, reference1: Reference) -> Tensor:
         """Weighted squared difference `(N, 1, h, w)` of unit activations."""
-        difference = (f0 - f1).square()
-        if not self.lpips:
-            return difference.sum(dim=1, keepdim=True)
-        lin = self.lins[k]
-        assert isinstance(lin, NetLinLayer)
-        for layer in lin.model[:-1]:  # dropout, if any
-            difference = layer(difference)
-        return (difference * lin.weight.to(difference.dtype)).sum(dim=1, keepdim=True)
+        f0, f1 = reference0.features[k], reference1.features[k]
+        lin = self.lins[k] if self.lpips else None
+        assert lin is None or isinstance(lin, NetLinLayer)
+        weight = f0.new_ones(f0.shape[1]) if lin is None else lin.weight.flatten()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        if comparison.fusible(f0, f1) and not (lin and (lin.training or weight.requires_grad)):
+            return comparison.fused(f0, reference0.lengths[k], f1, reference1.lengths[k], weight)
+        squares = comparison.squares(f0, f1)
+        for layer in lin.model[:-1] if lin else ():  # dropout, if any
+            squares = layer(squares)
+        return comparison.weigh(squares, weight)

@@ -154,12 +154,14 @@ class FeatureMSE(Objective):
     def __init__(self, metric: Any, x: Tensor) -> None:
         self.metric = metric
         with torch.no_grad():
-            self._anchor = metric.reference(x)
+            self._anchor = metric.reference(x).activations
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the sums."""
-        moved, anchor = self.metric.reference(x).activations, self._anchor[index].activations
-        layers = [(f - g).square().flatten(1).mean(dim=1) for f, g in zip(moved, anchor, strict=True)]
+        moved = self.metric.reference(x).activations
+        layers = [
+            (f - g[index]).square().flatten(1).mean(1) for f, g in zip(moved, self._anchor, strict=True)
+        ]
         return torch.stack(layers).sum(dim=0)
 
 

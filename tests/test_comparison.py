@@ -1,0 +1,123 @@
+"""The comparison of activations in blocks against its formula, and the first convolution against torch's."""
+
+import pytest
+import torch
+from peers import images, peers
+
+from rlpips import comparison
+from rlpips.backbones import ImageConv2d
+
+NETS = ("alex", "vgg", "squeeze")
+
+
+def features(seed=0, shape=(3, 24, 5, 7), last=True):
+    generator = torch.Generator().manual_seed(seed)
+    f = torch.randn(shape, generator=generator, dtype=torch.float64).relu()
+    f[0, :, 1, 2] = 0  # a vector without a direction
+    return f.to(memory_format=torch.channels_last) if last else f
+
+
+def fused(f0, f1, weight):
+    return comparison.fused(f0, comparison.lengths(f0), f1, comparison.lengths(f1), weight)
+
+
+@pytest.fixture(params=[1, 100, 1 << 18])
+def block(request, monkeypatch):
+    monkeypatch.setattr(comparison, "BLOCK", request.param)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_blocks_give_the_formulas_values_and_gradients(block, last):
+    weight = torch.randn(24, dtype=torch.float64)
+    towards = torch.randn(3, 1, 5, 7, dtype=torch.float64)
+    found = []
+    for measure in (fused, comparison.plain):
+        f0, f1 = (features(seed, last=last).requires_grad_() for seed in (0, 1))
+        value = measure(f0, f1, weight)
+        found.append((value, *torch.autograd.grad((value * towards).sum(), (f0, f1))))
+    for ours, expected in zip(*found, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives_are_those_of_the_formula():
+    weight = torch.rand(4, dtype=torch.float64)
+    f0, f1 = (features(seed, (2, 4, 2, 3)).abs().add(0.1).requires_grad_() for seed in (0, 1))
+    measure = lambda a, b: fused(a, b, weight)  # noqa: E731
+    assert torch.autograd.gradcheck(measure, (f0, f1))
+    assert torch.autograd.gradgradcheck(measure, (f0, f1))
+    assert torch.autograd.gradgradcheck(lambda a: fused(a, a, weight) + fused(a, f1.detach(), weight), f0)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-5, 1e-8])
+def test_near_duplicates_lose_no_digits(distance):
+    f0 = features(last=True)
+    f1 = f0 + distance**0.5 * features(1)
+    weight = torch.rand(24, dtype=torch.float64)
+    expected = comparison.plain(f0, f1, weight)
+    found = fused(f0.float(), f1.float(), weight.float())
+    assert (found - expected).abs().sum() <= 1e-3 * expected.sum()
+    assert fused(f0.float(), f0.float().clone(), weight.float()).abs().max() == 0
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_backward_pass_keeps_nothing_but_activations_and_lengths(net):
+    ours, _ = peers(net)
+    reference = ours.reference(images(1, 3, 64, 64, seed=1))
+    x = images(1, 3, 64, 64).requires_grad_()
+    moved = ours.reference(x)
+    known = {f.untyped_storage().data_ptr() for r in (reference, moved) for f in (*r.features, *r.lengths)}
+    new = []
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            new.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ours(moved, reference).sum().backward()
+    assert max(new, default=0) <= max(ours.chns)  # the heads' weights
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_transforms_take_the_formula(net):
+    ours, _ = peers(net, torch.float64)
+    x, y = images(2, 3, 40, 40, dtype=torch.float64), images(2, 3, 40, 40, seed=1, dtype=torch.float64)
+    reference = ours.reference(y)
+
+    def measure(a):
+        return ours(a, reference).sum()
+
+    moved = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(measure(moved), moved)
+    along = torch.randn_like(x)
+    _, slope = torch.func.jvp(measure, (x,), (along,))
+    assert torch.allclose(slope, (expected * along).sum())
+    assert torch.allclose(torch.func.grad(measure)(x), expected)
+    each = torch.func.vmap(lambda a, b: torch.func.grad(lambda c: ours(c[None], b[None]).sum())(a))(x, y)
+    assert torch.allclose(each, expected)
+    rows = torch.func.jacrev(lambda t: ours(x * t[:, None, None, None], reference).flatten())(x.new_ones(2))
+    assert torch.allclose(rows.diagonal(), (expected * x).sum(dim=(1, 2, 3)))
+    value = ours(moved, reference).flatten()
+    (batched,) = torch.autograd.grad(
+        value, moved, torch.eye(2, dtype=torch.float64), is_grads_batched=True, retain_graph=True
+    )
+    assert torch.allclose(batched.sum(dim=0), expected)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(11, 4, 2), (3, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 3, 31, 46), (1, 3, 33, 64), (0, 3, 32, 32)])
+def test_the_first_convolution_is_torchs(size, stride, padding, shape):
+    ours = ImageConv2d(3, 8, size, stride=stride, padding=padding).double()
+    plain = torch.nn.Conv2d(3, 8, size, stride=stride, padding=padding).double()
+    plain.load_state_dict(ours.state_dict())
+    found = []
+    for conv in (ours, plain):
+        x = images(*shape, dtype=torch.float64).requires_grad_()
+        out = conv(x)
+        grads = torch.autograd.grad(out.square().sum(), (x, *conv.parameters()))
+        found.append((out, *grads))
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    assert not len(x) or found[0][0].is_contiguous(memory_format=torch.channels_last)
