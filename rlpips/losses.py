@@ -135,8 +135,8 @@ class TripletLoss(nn.Module):
         recipe, found = self.recipe, []
         if recipe.mode == "natural":
             return []
-        training = self.training
-        self.eval()
+        training, trainable = self.training, [p for p in self.parameters() if p.requires_grad]
+        self.eval().requires_grad_(False)
         try:
             for k, perturb in enumerate(recipe.perturb):
                 share = triplets.numbers * len(recipe.perturb) // triplets.whole
@@ -148,6 +148,8 @@ class TripletLoss(nn.Module):
                 start = some.ref if isinstance(objective, Inflate) else objective.x
                 found.append(Attacked(perturb, rows, attack(objective, start, some.numbers.tolist())))
         finally:
+            for parameter in trainable:
+                parameter.requires_grad_()
             self.train(training)
         return found
 
