@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rlpips.cli_parts import positive
+from rlpips.cli_parts import load_metric, positive
 
 
 def add_train(commands: Any) -> None:
@@ -121,12 +121,12 @@ def _train(options: argparse.Namespace) -> int:
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
-    from rlpips.cli_evaluate import _processes
+    from rlpips.processes import joined
     from rlpips.teachers import teach
 
     data, description = _data(options, recipe.seed)
     validation = _validation(options)
-    with _processes(options.device) as (rank, device):
+    with joined(options.device) as (processes, device):
         learned = None
         if options.teachers:
             teachers = {text: _load_teacher(text, device) for text in options.teachers}
@@ -156,18 +156,17 @@ def _train(options: argparse.Namespace) -> int:
             settings=settings,
             description=description,
         )
-    if rank == 0:
+    if processes.rank == 0:
         sys.stdout.write(f"{path}\n")
     return 0
 
 
 def _load_teacher(text: str, device: Any) -> Any:
     """Build a metric of images in [-1, 1] by the name of a panel's, or as 'rlpips evaluate' does."""
-    from rlpips.cli_evaluate import _load_metric
     from rlpips.panel import METRICS
 
     if text not in METRICS:
-        return _load_metric(text, device)[0]
+        return load_metric(text, device)[0]
     metric = METRICS[text]()
     return lambda a, b: metric((a + 1) / 2, (b + 1) / 2)
 

@@ -26,10 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 import rlpips
 from rlpips import checkpoints
 from rlpips.errors import DatasetError, MissingExtraError
-from rlpips.evaluation import Processes, accuracy, mean_of, measure_2afc
+from rlpips.evaluation import accuracy, mean_of, measure_2afc
 from rlpips.files import write_atomically
 from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
+from rlpips.processes import Processes
 from rlpips.recipes import Recipe
 from rlpips.teachers import choices
 
