@@ -151,8 +151,9 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
     group.add_argument(
         "--weights",
-        default="standard",
-        help="'standard' (the default), 'robust', a name from 'rlpips weights list', or a checkpoint file",
+        default="robust",
+        help="'robust' (the default), 'standard' (LPIPS'), a name from 'rlpips weights list', or a checkpoint "
+        "file",
     )
     group.add_argument("--version", choices=["0.1", "0.0"], default="0.1", help="version of LPIPS (0.1)")
     group.add_argument(

@@ -91,10 +91,10 @@ def _add_metric_options(report: argparse.ArgumentParser, batch_size: int) -> Non
     report.add_argument(
         "--weights",
         nargs="+",
-        default=["standard"],
+        default=["robust"],
         metavar="METRIC",
         help="weights as for 'rlpips distance', after another net's name and a colon (vgg:standard), or "
-        "MODULE:FUNCTION of a Python module, which returns a metric (standard)",
+        "MODULE:FUNCTION of a Python module, which returns a metric (robust)",
     )
     report.add_argument("--device", default="cpu", help="where to compute (cpu)")
     report.add_argument(

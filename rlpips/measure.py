@@ -29,18 +29,18 @@ def distance(
     b: Any,
     *,
     net: str = "alex",
-    weights: str | PathLike[str] = "standard",
+    weights: str | PathLike[str] = "robust",
     device: str | torch.device | None = None,
     resize: int | tuple[int, int] | None = None,
 ) -> float | npt.NDArray[np.float32]:
-    """Measure the LPIPS distance between two images, or two batches of them, given as almost anything.
+    """Measure the perceptual distance between two images, or two batches of them, given as almost anything.
 
     Args:
         a: a path; a Pillow image; a NumPy array `(H, W)`, `(H, W, 3)` or `(N, H, W, 3)`, uint8 in [0, 255] or
             float in [0, 1]; or a tensor `(3, H, W)` or `(N, 3, H, W)`, uint8 in [0, 255] or float in [-1, 1].
         b: likewise; a single image is compared with each of a batch.
         net: 'alex', 'vgg' or 'squeeze'.
-        weights: as in `LPIPS`.
+        weights: as in `LPIPS`; the robust AlexNet metric needs no download.
         device: where to compute; by default where a tensor lies that was given, else on the CPU.
         resize: bring both to this (height, width), or to a square of this side, before measuring.
 

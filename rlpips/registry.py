@@ -77,7 +77,10 @@ def robust_default(net: str) -> str:
     """
     defaults: dict[str, str] = _document()["robust"]
     if net not in defaults:
-        raise ValueError(f"there are no robust weights for net={net!r}; there are for {', '.join(defaults)}")
+        raise ValueError(
+            f"there are no robust weights for net={net!r}; there are for {', '.join(defaults)}. "
+            "LPIPS' own are weights='standard'"
+        )
     return defaults[net]
 
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,18 +62,25 @@ def test_distance_prints_one_number(weights, capsys):
     assert out == f"{expected(CAT, BLURRED, weights):.4f}\n"
 
 
+def test_the_first_command_of_the_readme_prints_what_it_says(capsys):
+    readme = (ROOT / "README.md").read_text()
+    command, number = re.search(
+        r"rlpips (distance examples/\S+ examples/\S+)\n```\n\nprints `([\d.]+)`", readme
+    ).groups()
+    name, *images = command.split()
+    assert run(name, *(ROOT / image for image in images), capsys=capsys) == (0, f"{number}\n", "")
+
+
 def test_the_documented_number(real_weights, shared, capsys):
     folder = shared / "images" / "lpips-examples"
-    assert run("distance", folder / "ex_ref.png", folder / "ex_p0.png", capsys=capsys) == (0, "0.7219\n", "")
-    assert (
-        run("distance", folder / "ex_ref.png", folder / "ex_p1.png", "--net", "vgg", capsys=capsys)[1]
-        == "0.4217\n"
-    )
+    ref, p0, p1 = (folder / f"ex_{name}.png" for name in ("ref", "p0", "p1"))
+    assert run("distance", ref, p0, "--weights", "standard", capsys=capsys) == (0, "0.7219\n", "")
+    assert run("distance", ref, p1, "--net", "vgg", "--weights", "standard", capsys=capsys)[1] == "0.4217\n"
 
 
 def test_the_version_of_the_metric_is_an_option(real_weights, capsys):
-    new = run("distance", CAT, BLURRED, capsys=capsys)[1]
-    old = run("distance", CAT, BLURRED, "--version", "0.0", capsys=capsys)[1]
+    new = run("distance", CAT, BLURRED, "--weights", "standard", capsys=capsys)[1]
+    old = run("distance", CAT, BLURRED, "--weights", "standard", "--version", "0.0", capsys=capsys)[1]
     assert float(new) > 0
     assert float(old) > 0
     assert new != old
@@ -221,7 +229,7 @@ def test_errors_are_one_line_and_end_with_1(weights, capsys, tmp_path):
 
 def test_weights_that_cannot_be_had_are_explained(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("RLPIPS_HOME", str(tmp_path))
-    status, _, err = run("distance", CAT, BLURRED, "--net", "squeeze", capsys=capsys)
+    status, _, err = run("distance", CAT, BLURRED, "--net", "squeeze", "--weights", "standard", capsys=capsys)
     assert status == 1
     assert "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth" in err
     assert "rlpips weights import squeezenet1_1 FILE" in err
@@ -247,7 +255,7 @@ def test_weights_are_imported_found_and_verified(shared, capsys, monkeypatch, tm
     status, out, _ = run("weights", "verify", capsys=capsys)
     assert status == 0
     assert out.splitlines()[0] == "alexnet: right"
-    assert len(out.splitlines()) == 7
+    assert len(out.splitlines()) == 10
     path.write_bytes(path.read_bytes()[:-1000])
     status, out, err = run("weights", "verify", "alexnet", "lpips-vgg-v0.1", capsys=capsys)
     assert (status, out) == (1, "lpips-vgg-v0.1: right\n")

@@ -81,10 +81,21 @@ def test_wrong_arguments_are_named(weights):
 
 def test_the_documented_number(real_weights, shared):
     folder = shared / "images" / "lpips-examples"
-    assert rlpips.distance(folder / "ex_ref.png", folder / "ex_p0.png") == pytest.approx(0.72188, abs=1e-5)
-    assert rlpips.distance(folder / "ex_ref.png", folder / "ex_p1.png", net="vgg") == pytest.approx(
-        0.42166, abs=1e-5
-    )
+    ref, p0, p1 = (folder / f"ex_{name}.png" for name in ("ref", "p0", "p1"))
+    assert rlpips.distance(ref, p0, weights="standard") == pytest.approx(0.72188, abs=1e-5)
+    assert rlpips.distance(ref, p1, weights="standard", net="vgg") == pytest.approx(0.42166, abs=1e-5)
+
+
+def test_the_default_needs_nothing_but_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLPIPS_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("RLPIPS_OFFLINE", "1")
+    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
+    assert rlpips.distance(x, y) == rlpips.LPIPS(weights="robust")(x, y).item() > 0
+    assert not (tmp_path / "empty").exists()
+    with pytest.raises(
+        ValueError, match=r"no robust weights for net='squeeze'; .* LPIPS' own are weights='standard'"
+    ):
+        rlpips.distance(x, y, net="squeeze")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from rlpips.backbones import ARCHITECTURES
 
 def test_every_entry_says_where_it_comes_from():
     entries = rlpips.list_weights()
-    assert len(entries) == 15
+    assert len(entries) == 18
     for name, entry in entries.items():
         assert entry.name == name
         assert entry.net in ARCHITECTURES

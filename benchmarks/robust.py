@@ -1,0 +1,85 @@
+"""Is a metric robust, or only hard to climb? Attacks that no gradient leads, stronger ones, larger budgets.
+
+For each metric, the share of triplets judged right: under the attacks of AutoAttack (white-box APGD and the
+black-box Square), under attacks found on standard LPIPS and transferred, with more steps, and with larger
+budgets, which must drive it to zero. Masked gradients would show as a black-box attack that beats the
+white-box ones, or as a score that stays where the budget is large (Athalye et al. 2018, arXiv 1802.00420).
+"""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import rlpips
+from rlpips.attacks import APGD, PGD, TripletClassifier
+from rlpips.objectives import Metric, RankFlip
+
+EPS = 4 / 255
+
+
+def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: Tensor) -> float:
+    """Return the share of triplets judged as `judge` says, with attacked images `(N, 3, H, W)` in place."""
+    objective = RankFlip(metric, *triplets, perturb=perturb)
+    with torch.no_grad():
+        d0, d1 = objective.distances(attacked, torch.arange(len(attacked)))
+    return float(((d1 < d0) == (triplets[3].flatten() > 0.5)).float().mean())
+
+
+def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, steps: int) -> Tensor:
+    """Return what one of AutoAttack's attacks makes of the perturbed images, in [-1, 1]."""
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    classifier = TripletClassifier(metric, *triplets, perturb=perturb)
+    attack = AutoAttack(classifier, attacks=[kind], eps=EPS, norm="Linf", seed=0, version="custom")
+    attack.apgd.n_iter, attack.apgd.n_restarts, attack.square.n_queries = steps, 1, 20 * steps
+    found, *_ = attack.run_standard_evaluation(classifier.images, classifier.labels, batch_size=50)
+    return 2 * found - 1
+
+
+def attacked(
+    metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each attack's name and what it makes of the perturbed images."""
+    own, other = (RankFlip(each, *triplets, perturb=perturb) for each in (metric, standard))
+    other.goal = float("inf")  # a transferred attack does not know when it has succeeded
+    yield "natural", own.x
+    yield f"PGD {steps}", PGD("linf", EPS, steps)(own, own.x)
+    yield f"PGD {steps}, 2 restarts", PGD("linf", EPS, steps, restarts=2)(own, own.x)
+    yield f"PGD {10 * steps}", PGD("linf", EPS, 10 * steps)(own, own.x)
+    yield f"APGD {steps}", APGD("linf", EPS, steps)(own, own.x)
+    yield f"AutoAttack's APGD-CE {steps}", autoattack(metric, triplets, perturb, "apgd-ce", steps)
+    yield f"Square, {20 * steps} queries", autoattack(metric, triplets, perturb, "square", steps)
+    yield "transfer from LPIPS", PGD("linf", EPS, steps)(other, other.x)
+    for k in (8, 16, 32, 64):
+        yield f"PGD {steps}, eps {k}/255", PGD("linf", k / 255, steps)(own, own.x)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="triplets in BAPPS' layout")
+    parser.add_argument("--weights", nargs="+", default=["standard", "robust"])
+    parser.add_argument("--perturb", nargs="+", default=["x0", "ref"])
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    dataset = rlpips.TwoAFC(options.data)
+    items = [dataset[i] for i in range(min(options.limit, len(dataset)))]
+    triplets = [torch.stack([item[key] for item in items]) for key in ("ref", "p0", "p1", "judge")]
+    standard = rlpips.LPIPS(check_range=False)
+    print(f"{len(items)} triplets, l-inf 4/255 unless said otherwise")
+    for weights in options.weights:
+        metric = rlpips.LPIPS(weights=weights, check_range=False)
+        for perturb in options.perturb:
+            for name, images in attacked(metric, standard, triplets, perturb, options.steps):
+                score = share_right(metric, triplets, perturb, images)
+                print(f"{weights:24} {perturb:4} {name:24} {score:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
