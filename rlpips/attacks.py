@@ -282,10 +282,12 @@ class APGD(PGD):
 
     def _checkpoints(self) -> set[int]:
         """Return the steps at which progress is looked at, ever more often (section 3.1 of the paper)."""
-        positions = [0.0, 0.22]
-        while positions[-1] < 1:
-            positions.append(positions[-1] + max(positions[-1] - positions[-2] - 0.03, 0.06))
-        return {int(-(-position * self.steps // 1)) for position in positions[1:]}
+        period, less, least = (max(1, int(share * self.steps)) for share in (0.22, 0.03, 0.06))
+        steps = {period}
+        while max(steps) < self.steps:
+            period = max(period - less, least)
+            steps.add(max(steps) + period)
+        return steps
 
     def _advance(
         self,
@@ -325,7 +327,7 @@ class APGD(PGD):
     @staticmethod
     def _check(state: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
         """Halve the step, from the best candidate on, where few steps rose or none brought a record."""
-        few = state["rises"] < 0.75 * steps
+        few = state["rises"] <= 0.75 * steps
         stuck = ~state["halved"] & (state["best_value"] <= state["checked_value"])
         halve = few | stuck
         wide = halve.view(state["step"].shape)
