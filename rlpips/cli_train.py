@@ -121,24 +121,10 @@ def _train(options: argparse.Namespace) -> int:
     }
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
     from rlpips.cli_evaluate import _load_metric, _processes
-    from rlpips.teachers import teach
 
     data, description = _data(options, recipe.seed)
     validation = _validation(options)
     with _processes(options.device) as (rank, device):
-        teacher = None
-        if options.teachers:
-            teachers = {text: _load_metric(text, device)[0] for text in options.teachers}
-            description["teachers"] = options.teachers
-            teacher = teach(
-                teachers,
-                data,
-                options.out / "teachers",
-                description,
-                device=device,
-                workers=options.workers,
-                precision=recipe.precision,
-            )
         settings = Settings(
             device=device,
             workers=options.workers,
@@ -151,7 +137,7 @@ def _train(options: argparse.Namespace) -> int:
             data,
             options.out,
             validation=validation,
-            teacher=teacher,
+            teachers={text: _load_metric(text, device)[0] for text in options.teachers},
             settings=settings,
             description=description,
         )
@@ -176,11 +162,13 @@ def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
     subsets = options.subsets
     if subsets is None:
         folder = options.data / "2afc" / "train"
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: there is no such folder")
         subsets = sorted(f"train/{path.name}" for path in folder.glob("[!.]*") if path.is_dir())
         if not subsets:
             raise ValueError(f"{folder} holds no subsets; name others with --subsets")
     dataset = TwoAFC(options.data, subsets)
-    return dataset, {"subsets": list(dataset.subsets)}
+    return dataset, {"folder": str(options.data.resolve()), "subsets": list(dataset.subsets)}
 
 
 def _validation(options: argparse.Namespace) -> Any:
