@@ -20,7 +20,7 @@ import torch
 
 import rlpips
 from benchmarks.attacks import reference_way
-from rlpips.evaluation import Processes
+from rlpips.processes import Processes
 from rlpips.recipes import Recipe
 from rlpips.training import _new_state, _step, _triplets
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import rlpips
 from rlpips.cli_evaluate import add_evaluate
-from rlpips.cli_parts import columns, files, output_file, positive, write_output
+from rlpips.cli_parts import columns, files, output_file, positive, tell, write_output
 from rlpips.cli_train import add_train
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        print(f"rlpips: error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     return status
 
@@ -233,7 +233,7 @@ def _measure(
         raise ValueError("there are no two images to compare")
     _report(options, results, failures)
     for path, problem in failures:
-        print(f"rlpips: {problem if problem.startswith(str(path)) else f'{path} {problem}'}", file=sys.stderr)
+        tell(problem, str(path))
     return 1 if failures else 0
 
 
@@ -319,9 +319,9 @@ def _triplets(options: argparse.Namespace) -> int:
     print(f"{made.folder}: {options.count} triplets, {made.new} of them new{kept}")
     if made.small:
         photos = "1 photo is" if len(made.small) == 1 else f"{len(made.small)} photos are"
-        print(f"rlpips: {photos} smaller than {options.size} pixels and not used", file=sys.stderr)
+        tell(f"{photos} smaller than {options.size} pixels and not used")
     for problem in made.unreadable.values():
-        print(f"rlpips: {problem}", file=sys.stderr)
+        tell(problem)
     return 1 if made.unreadable else 0
 
 
@@ -409,7 +409,7 @@ def _for_each(names: Iterable[str], action: Callable[["WeightsEntry"], str]) -> 
         try:
             print(action(checked), flush=True)
         except (OSError, ValueError, RuntimeError) as error:
-            print(f"rlpips: error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             status = 1
     return status
 

@@ -1,25 +1,29 @@
-"""The command `rlpips evaluate`: reports on metrics, as a table, as JSON with every number, resumable."""
+"""The command `rlpips evaluate`: reports on metrics, as a table, as JSON with every number, as pictures."""
 
 import argparse
-import hashlib
-import importlib
-import json
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rlpips
-from rlpips.cli_parts import columns, files, output_file, positive, write_output
+from rlpips.cli_judged import Judged, report_judged
+from rlpips.cli_parts import (
+    check,
+    columns,
+    files,
+    load_metric,
+    output_file,
+    output_folder,
+    positive,
+    settings,
+    tell,
+    write_json,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from rlpips.evaluation import Score
+    from rlpips.evaluation import Array, Score
+    from rlpips.examples import Image
     from rlpips.objectives import Metric
     from rlpips.robustness import RobustnessReport
 
@@ -79,10 +83,7 @@ def add_evaluate(commands: Any) -> None:
     )
     report.add_argument("--size", type=positive, default=64, help="side of the crops from the middle (64)")
     report.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
-    group = report.add_argument_group("output")
-    group.add_argument("-o", dest="output", type=output_file, metavar="FILE", help="every number, as JSON")
-    group.add_argument("--plot", type=_plot_file, metavar="FILE", help="histograms, as .png or .pdf")
-    group.add_argument("--save-images", type=Path, metavar="DIR", help="the worst examples, as PNG files")
+    _add_output_options(report)
     report.set_defaults(run=_robustness)
 
 
@@ -119,12 +120,24 @@ def _add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
     report.add_argument(
         "--limit", type=positive, metavar="N", help="only the first N examples of each subset"
     )
-    report.add_argument(
+    _add_output_options(report)
+
+
+def _add_output_options(report: argparse.ArgumentParser) -> None:
+    group = report.add_argument_group("output")
+    group.add_argument(
         "-o",
         dest="output",
         type=output_file,
         metavar="FILE",
         help="write every number to FILE, as JSON; run again, an interrupted report goes on where it stopped",
+    )
+    group.add_argument("--plot", type=_plot_file, metavar="FILE", help="histograms, as .png or .pdf")
+    group.add_argument(
+        "--save-images",
+        type=output_folder,
+        metavar="DIR",
+        help="the worst examples of each metric and attack, side by side with the difference magnified",
     )
 
 
@@ -162,101 +175,14 @@ def _seed(text: str) -> int:
     return number
 
 
-def _check_twice(weights: list[str]) -> None:
-    for text in weights:
-        if weights.count(text) > 1:
-            raise ValueError(f"--weights names {text!r} twice")
-
-
-def _load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None]:
-    """Build the metric that a command line names, and digest its tensors."""
-    import torch
-
-    from rlpips.backbones import ARCHITECTURES
-    from rlpips.checkpoints import tensors_digest
-
-    head, colon, tail = text.partition(":")
-    metric: Any
-    if colon and head in ARCHITECTURES:
-        metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
-    elif colon and not Path(text).exists():
-        sys.path.insert(0, str(Path.cwd()))  # where people keep modules of their own
-        try:
-            metric = getattr(importlib.import_module(head), tail)()
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{text!r} names no metric: {error}") from error
-    else:
-        metric = rlpips.LPIPS(weights=text, check_range=False)
-    if not isinstance(metric, torch.nn.Module):
-        return metric, None
-    metric = metric.eval().requires_grad_(False).to(device)
-    return metric, tensors_digest(metric.state_dict())
-
-
-@contextmanager
-def _processes(device: str) -> Iterator[tuple[int, "torch.device"]]:
-    """Join the group that `torchrun` started, if it did; yield the rank and this process's device."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, torch.device(device)
-        return
-    on_gpus = device.startswith("cuda")
-    local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device(device)
-    if on_gpus:
-        torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
-    try:
-        yield torch.distributed.get_rank(), local
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-class _Parts:
-    """What an interrupted run has measured, in a folder beside the report."""
-
-    def __init__(self, output: Path | None) -> None:
-        self.folder = output.with_name(output.name + ".parts") if output else None
-
-    def _path(self, task: dict[str, Any]) -> Path | None:
-        name = hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{name}.npz" if self.folder else None
-
-    def load(self, task: dict[str, Any]) -> "list[np.ndarray[Any, Any]] | None":
-        """Return the columns of numbers of a task that is done."""
-        import numpy as np
-
-        path = self._path(task)
-        if path is None or not path.exists():
-            return None
-        with np.load(path) as columns:
-            return [columns[name] for name in columns.files]
-
-    def save(self, task: dict[str, Any], columns: Any) -> None:
-        """Keep the columns of a task."""
-        import io
-
-        import numpy as np
-
-        from rlpips.files import write_atomically
-
-        if (path := self._path(task)) is not None:
-            path.parent.mkdir(exist_ok=True)
-            buffer = io.BytesIO()
-            np.savez(buffer, *columns)
-            write_atomically(path, buffer.getvalue())
-
-    def remove(self) -> None:
-        """Forget everything, once the report is written."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
 def _two_afc(options: argparse.Namespace) -> int:
     from rlpips.attacks import parse_attack
     from rlpips.datasets import TwoAFC
-    from rlpips.evaluation import accuracy, bootstrap, mean_of, measure_2afc, two_afc_score
+    from rlpips.evaluation import accuracy, bootstrap, margin, mean_of, measure_2afc, two_afc_score
+    from rlpips.examples import Worst, difference
+    from rlpips.plots import margins
+    from rlpips.processes import Processes
+    from rlpips.reports import Measured
 
     attacks = {text: parse_attack(text, seed=options.seed) for text in options.attack}
     cases = [("none", "-")] + [(attack, perturb) for attack in attacks for perturb in options.perturb]
@@ -264,8 +190,9 @@ def _two_afc(options: argparse.Namespace) -> int:
         if text.startswith("ssa") and not {"x0", "x1"} >= set(options.perturb):
             raise ValueError(f"{text}: ssa attacks x0 or x1, not {', '.join(options.perturb)}")
 
-    def measure(metric: "Metric", task: dict[str, Any], device: "torch.device", progress: Any) -> Any:
-        return measure_2afc(
+    def measure(metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any) -> Measured:
+        worst = Worst()
+        d0, d1, judge = measure_2afc(
             metric,
             TwoAFC(options.data, [task["subset"]]),
             attacks.get(task["attack"]),
@@ -273,157 +200,109 @@ def _two_afc(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             device=device,
             limit=options.limit,
+            worst=worst,
             progress=progress,
         )
+        return Measured({"d0": d0, "d1": d1, "judge": judge}, worst.images(Processes.current()))
 
-    def scores(columns: Any) -> "dict[str, Score]":
+    def scores(columns: "Sequence[Array]") -> "dict[str, Score]":
         return {
             "2AFC": bootstrap(mean_of(two_afc_score), *columns, seed=options.seed),
             "accuracy": bootstrap(mean_of(accuracy), *columns, seed=options.seed),
         }
 
-    dataset = TwoAFC(options.data, options.subsets)
-    return _run(options, dataset, cases, measure, scores, ("d0", "d1", "judge"))
+    def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":
+        images = {"ref": item["ref"].numpy(), "x0": item["p0"].numpy(), "x1": item["p1"].numpy()}
+        row = list(images.values())
+        if attacked is not None:
+            names = perturb.split("+")
+            for name, image in zip(names, attacked.reshape(len(names), *images["ref"].shape), strict=True):
+                row += [image, difference(images[name], image)]
+        return row
+
+    report = Judged(
+        columns=("d0", "d1", "judge"),
+        measure=measure,
+        scores=scores,
+        badness=lambda d0, d1, judge: -margin(d0, d1, judge),
+        picture=picture,
+        draw=margins,
+    )
+    return report_judged(options, TwoAFC(options.data, options.subsets), cases, report)
 
 
 def _jnd(options: argparse.Namespace) -> int:
     from rlpips.datasets import JND
-    from rlpips.evaluation import bootstrap, jnd_score, measure_jnd
+    from rlpips.evaluation import bootstrap, disagreement, jnd_score, measure_jnd
+    from rlpips.examples import difference
+    from rlpips.plots import agreement
+    from rlpips.reports import Measured
 
-    def measure(metric: "Metric", task: dict[str, Any], device: "torch.device", progress: Any) -> Any:
+    def measure(metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any) -> Measured:
         dataset = JND(options.data, [task["subset"]])
         sizes = {"batch_size": options.batch_size, "limit": options.limit}
-        return measure_jnd(metric, dataset, device=device, progress=progress, **sizes)
+        d, same = measure_jnd(metric, dataset, device=device, progress=progress, **sizes)
+        return Measured({"d": d, "same": same})
 
-    def scores(columns: Any) -> "dict[str, Score]":
+    def scores(columns: "Sequence[Array]") -> "dict[str, Score]":
         return {"mAP": bootstrap(jnd_score, *columns, seed=options.seed)}
 
-    dataset = JND(options.data, options.subsets)
-    return _run(options, dataset, [("none", "-")], measure, scores, ("d", "same"))
+    def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":  # noqa: ARG001
+        p0, p1 = item["p0"].numpy(), item["p1"].numpy()
+        return [p0, p1, difference(p0, p1)]
 
+    def draw(judged: "dict[str, dict[str, Sequence[Array]]]", path: Path) -> None:
+        agreement({metric: (d, same) for metric, cases in judged.items() for d, same in cases.values()}, path)
 
-def _run(
-    options: argparse.Namespace,
-    dataset: Any,
-    cases: list[tuple[str, str]],
-    measure: Callable[["Metric", dict[str, Any], "torch.device", Any], Any],
-    scores: Callable[[Any], "dict[str, Score]"],
-    names: tuple[str, ...],
-) -> int:
-    """Measure every metric on every subset in every case, and report."""
-    _check_twice(options.weights)
-    import torch
-    from tqdm import tqdm
-
-    sizes: dict[str, int] = {}
-    for i in range(len(dataset)):
-        sizes[dataset.subset_of(i)] = sizes.get(dataset.subset_of(i), 0) + 1
-    counts = {subset: min(size, options.limit or size) for subset, size in sizes.items()}
-    parts = _Parts(options.output)
-    results = []
-    digests = {}
-    with _processes(options.device) as (rank, device):
-        total = sum(counts.values()) * len(cases) * len(options.weights)
-        bar = tqdm(total=total, unit="example", disable=None if rank == 0 else True, leave=False)
-        for label in options.weights:
-            metric, digests[label] = _load_metric(label, device)
-            tasks = [
-                {"metric": label, "subset": subset, "attack": attack, "perturb": perturb}
-                for subset in counts
-                for attack, perturb in cases
-            ]
-            run = {"digest": digests[label], "data": str(options.data.resolve()), "seed": options.seed}
-            done = [parts.load({**task, **run, "count": counts[task["subset"]]}) for task in tasks]
-            if torch.distributed.is_initialized():
-                torch.distributed.barrier()  # all look before anyone writes
-            for task, columns in zip(tasks, done, strict=True):
-                bar.set_description(f"{label} {task['subset']} {task['attack']} {task['perturb']}")
-                if columns is None:
-                    columns = measure(metric, task, device, bar.update)
-                    if rank == 0:
-                        parts.save({**task, **run, "count": counts[task["subset"]]}, columns)
-                else:
-                    bar.update(counts[task["subset"]])
-                results.append((task, columns))
-        bar.close()
-    if rank == 0:
-        _report(options, results, scores, digests, names)
-        parts.remove()
-    return 0
-
-
-def _report(
-    options: argparse.Namespace,
-    results: list[tuple[dict[str, Any], Any]],
-    scores: Callable[[Any], "dict[str, Score]"],
-    digests: dict[str, str | None],
-    names: tuple[str, ...],
-) -> None:
-    """Print the table, and write the JSON where it was asked for."""
-    import torch
-
-    rows: list[list[str]] = []
-    records = []
-    for task, numbers in results:
-        scored = scores(numbers)
-        if not rows:
-            rows.append([*task, *(f"{name} [95 %]" for name in scored), "examples"])
-        cells = [f"{s.value:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scored.values()]
-        rows.append([*task.values(), *cells, str(len(numbers[0]))])
-        values = {name: column.tolist() for name, column in zip(names, numbers, strict=True)}
-        records.append({**task, **{name: vars(score) for name, score in scored.items()}, **values})
-    sys.stdout.write("\n".join(columns(rows)) + "\n")
-    if options.output is not None:
-        document = {
-            "rlpips": rlpips.__version__,
-            "torch": torch.__version__,
-            "data": str(options.data),
-            "seed": options.seed,
-            "limit": options.limit,
-            "metrics": digests,
-            "results": records,
-        }
-        write_output(options.output, json.dumps(document, indent=1) + "\n")
+    report = Judged(("d", "same"), measure, scores, disagreement, picture, draw)
+    return report_judged(options, JND(options.data, options.subsets), [("none", "-")], report)
 
 
 def _robustness(options: argparse.Namespace) -> int:
-    import torch
+    check(options)
     from tqdm import tqdm
 
     from rlpips.attacks import parse_attack
+    from rlpips.plots import histograms
+    from rlpips.processes import joined
+    from rlpips.reports import Parts
     from rlpips.robustness import robustness
 
-    if options.plot is not None:
-        from rlpips.plots import check_plot_file, histograms
-
-        check_plot_file(options.plot)
-    _check_twice(options.weights)
     images = files(options.images)
-    with tqdm(unit="image", disable=None, leave=False) as bar:
+    with (
+        joined(options.device) as (processes, device),
+        tqdm(unit="image", disable=processes.rank > 0 or None, leave=False) as bar,
+    ):
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
+        parts = Parts(options.output, processes)
         report = robustness(
-            {text: _load_metric(text, torch.device(options.device))[0] for text in options.weights},
+            {text: load_metric(text, device)[0] for text in options.weights},
             images,
             {text: parse_attack(text, seed=options.seed) for text in options.attack},
             batch_size=options.batch_size,
-            device=options.device,
+            device=device,
             size=options.size,
             limit=options.limit,
             seed=options.seed,
             save_images=options.save_images,
+            parts=parts,
             progress=progress,
         )
-    print(_robustness_table(report))
-    if options.output is not None:
-        write_output(options.output, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
-    if options.plot is not None:
-        histograms(report, options.plot)
-    for path, problem in report.skipped.items():
-        print(f"rlpips: {problem if problem.startswith(path) else f'{path}: {problem}'}", file=sys.stderr)
+    if processes.rank == 0:
+        print(_robustness_table(report))
+        if options.output is not None:
+            document = report.to_json()
+            document["settings"] |= settings(options)
+            write_json(options.output, document)
+        if options.plot is not None:
+            histograms(report, options.plot)
+        parts.remove()
+        for path, problem in report.skipped.items():
+            tell(problem, f"{path}:")
     return 1 if report.skipped else 0
 
 

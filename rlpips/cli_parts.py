@@ -1,8 +1,19 @@
-"""What the modules of the command line share: the types of arguments, folders of files, and tables."""
+"""What the modules of the command line share: arguments, metrics, folders of files, tables, complaints."""
 
 import argparse
+import importlib
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rlpips
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlpips.objectives import Metric
 
 
 def positive(text: str) -> int:
@@ -22,6 +33,22 @@ def output_file(text: str) -> Path:
 {'is a folder' if path.is_dir() else 'does not exist'}"
         )
     return path
+
+
+def output_folder(text: str) -> Path:
+    """Read the path of a folder that files are to be written to; its own folder exists."""
+    path = Path(text)
+    if not path.is_dir() and (path.exists() or not path.absolute().parent.is_dir()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be made: {'it is a file' if path.exists() else 'its folder does not exist'}"
+        )
+    return path
+
+
+def tell(problem: object, about: str = "") -> None:
+    """Print a problem to stderr on one line, with what it is about in front unless it begins so."""
+    text = str(problem)
+    print(f"rlpips: {text if text.startswith(about) else f'{about} {text}'}", file=sys.stderr)
 
 
 def files(folder: Path) -> list[Path]:
@@ -57,3 +84,51 @@ def write_output(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check, before the work, what would fail after it."""
+    for text in options.weights:
+        if options.weights.count(text) > 1:
+            raise ValueError(f"--weights names {text!r} twice")
+    if options.plot is not None:
+        from rlpips.plots import check_plot_file
+
+        check_plot_file(options.plot)
+
+
+def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None]:
+    """Build the metric that a command line names, and digest its tensors."""
+    import torch
+
+    from rlpips.backbones import ARCHITECTURES
+    from rlpips.checkpoints import tensors_digest
+
+    head, colon, tail = text.partition(":")
+    metric: Any
+    if colon and head in ARCHITECTURES:
+        metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
+    elif colon and not Path(text).exists():
+        sys.path.insert(0, str(Path.cwd()))  # where people keep modules of their own
+        try:
+            metric = getattr(importlib.import_module(head), tail)()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{text!r} names no metric: {error}") from error
+    else:
+        metric = rlpips.LPIPS(weights=text, check_range=False)
+    if not isinstance(metric, torch.nn.Module):
+        return metric, None
+    metric = metric.eval().requires_grad_(False).to(device)
+    return metric, tensors_digest(metric.state_dict())
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a report's numbers depend on, for its JSON."""
+    names = ("data", "images", "subsets", "attack", "perturb", "size", "limit", "batch_size", "device")
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a report, as strict JSON."""
+    write_output(path, json.dumps(document, indent=1, allow_nan=False) + "\n")

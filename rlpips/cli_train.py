@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rlpips.cli_parts import positive
+from rlpips.cli_parts import load_metric, positive
 
 
 def add_train(commands: Any) -> None:
@@ -110,6 +110,7 @@ def _recipe_options() -> dict[str, dict[str, Any]]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from rlpips.processes import joined
     from rlpips.recipes import RECIPES
     from rlpips.training import Settings, train
 
@@ -120,11 +121,9 @@ def _train(options: argparse.Namespace) -> int:
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
-    from rlpips.cli_evaluate import _load_metric, _processes
-
     data, description = _data(options, recipe.seed)
     validation = _validation(options)
-    with _processes(options.device) as (rank, device):
+    with joined(options.device) as (processes, device):
         settings = Settings(
             device=device,
             workers=options.workers,
@@ -137,11 +136,11 @@ def _train(options: argparse.Namespace) -> int:
             data,
             options.out,
             validation=validation,
-            teachers={text: _load_metric(text, device)[0] for text in options.teachers},
+            teachers={text: load_metric(text, device)[0] for text in options.teachers},
             settings=settings,
             description=description,
         )
-    if rank == 0:
+    if processes.rank == 0:
         sys.stdout.write(f"{path}\n")
     return 0
 

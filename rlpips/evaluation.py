@@ -1,7 +1,7 @@
 """How well a metric agrees with people, and how much of that an attacker leaves: 2AFC and JND scores.
 
-Data sets are BAPPS or in its layout (`rlpips.datasets`). Batches are the same whatever the number of
-processes, and each image has its own random stream, so `torchrun` gives the numbers of a run alone.
+Data sets are BAPPS or in its layout (`rlpips.datasets`). Each image has its own random stream, so `torchrun`
+gives the numbers of a run alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,9 @@ from rlpips.attacks import Attack
 from rlpips.compat import voc_ap
 from rlpips.datasets import JND, TwoAFC
 from rlpips.errors import DatasetError
+from rlpips.examples import Worst
 from rlpips.objectives import Metric, RankFlip, distances
+from rlpips.processes import Processes
 
 Array = npt.NDArray[np.float64]
 
@@ -54,6 +56,17 @@ def accuracy(d0: Array, d1: Array, judge: Array) -> Array:
     return two_afc_score(d0, d1, (np.sign(judge - 0.5) + 1) / 2)
 
 
+def margin(d0: Array, d1: Array, judge: Array) -> Array:
+    """Return by how much each triplet is judged rightly: the logarithm of the distances' ratio.
+
+    That is the distance of the image that most judges did not choose over that of the other, so that a margin
+    above 0 is right. NaN where the judges are tied. Arguments as for `two_afc_score`.
+    """
+    least = np.finfo(np.float64).tiny
+    ratio = np.log(np.maximum(d1, least)) - np.log(np.maximum(d0, least))
+    return np.select([judge < 0.5, judge > 0.5], [ratio, -ratio], np.nan)
+
+
 def mean_of(credit: Callable[[Array, Array, Array], Array]) -> Callable[..., float]:
     """Make a statistic of triplets out of what each triplet is credited with."""
     return lambda d0, d1, judge: float(np.mean(credit(d0, d1, judge)))
@@ -70,6 +83,16 @@ def jnd_score(d: Array, same: Array) -> float:
     hits, misses = np.cumsum(same[order]), np.cumsum(1 - same[order])
     with np.errstate(invalid="ignore", divide="ignore"):
         return voc_ap(hits / hits[-1], hits / (hits + misses))
+
+
+def disagreement(d: Array, same: Array) -> Array:
+    """Return how far a metric and people are apart on each pair, in [0, 1].
+
+    A pair's rank by distance, from 0 for the least to 1, is compared with the share of people who saw a
+    difference. Arguments as for `jnd_score`.
+    """
+    rank = (np.searchsorted(np.sort(d), d) + np.searchsorted(np.sort(d), d, side="right") - 1) / 2
+    return np.abs(rank / max(1, len(d) - 1) - (1 - same))
 
 
 def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, draws: int = 1000) -> Score:
@@ -89,37 +112,6 @@ def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, d
     return Score(float(statistic(*columns)), float(low), float(high), count)
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that `torchrun` started, or alone: each takes every `count`-th batch."""
-
-    rank: int = 0
-    count: int = 1
-
-    @classmethod
-    def current(cls) -> "Processes":
-        """Return this process in torch's default group, if there is one."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return cls()
-        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
-
-    def gather(self, own: dict[int, Any]) -> list[Any]:
-        """Put together what all processes computed for their batches, in the order of batches."""
-        everyone: list[Any] = [own]
-        if self.count > 1:
-            everyone = [None] * self.count
-            torch.distributed.all_gather_object(everyone, own)
-        merged = {number: result for each in everyone for number, result in each.items()}
-        return [merged[number] for number in sorted(merged)]
-
-
-def _batches(count: int, batch_size: int, processes: Processes) -> Iterator[tuple[int, range]]:
-    """Number the batches of a data set, and yield those of this process."""
-    for number, start in enumerate(range(0, count, batch_size)):
-        if number % processes.count == processes.rank:
-            yield number, range(start, min(start + batch_size, count))
-
-
 def _stack(examples: Sequence[Mapping[str, Any]], key: str, device: torch.device | str) -> Tensor:
     shapes = {tuple(example[key].shape) for example in examples}
     if len(shapes) > 1:
@@ -136,6 +128,7 @@ def measure_2afc(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     limit: int | None = None,
+    worst: Worst | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Measure the triplets of a data set, after an attack if one is given.
@@ -150,6 +143,7 @@ def measure_2afc(
         batch_size: triplets at once.
         device: where to compute.
         limit: take only the first triplets.
+        worst: gets the attacked images of this process, valued by how far the judgement is broken.
         progress: called with the number of triplets done after each batch of this process.
 
     Returns:
@@ -162,7 +156,7 @@ def measure_2afc(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     processes = Processes.current()
     own = {}
-    for number, rows in _batches(count, batch_size, processes):
+    for number, rows in processes.batches(count, batch_size):
         examples = [dataset[i] for i in rows]
         ref, x0, x1, judge = (_stack(examples, key, device) for key in ("ref", "p0", "p1", "judge"))
         if attack is None:
@@ -176,6 +170,8 @@ def measure_2afc(
             with torch.no_grad():
                 d0, d1 = objective.distances(attacked, torch.arange(len(rows), device=ref.device))
         own[number] = [each.flatten().double().cpu().numpy() for each in (d0, d1, judge)]
+        if attack is not None and worst is not None:
+            worst.add(rows, -margin(*own[number]), attacked)
         if progress is not None:
             progress(len(rows))
     columns = zip(*processes.gather(own), strict=True)
@@ -200,7 +196,7 @@ def measure_jnd(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     processes = Processes.current()
     own = {}
-    for number, rows in _batches(count, batch_size, processes):
+    for number, rows in processes.batches(count, batch_size):
         examples = [dataset[i] for i in rows]
         p0, p1, same = (_stack(examples, key, device) for key in ("p0", "p1", "same"))
         with torch.no_grad():

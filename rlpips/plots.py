@@ -1,7 +1,7 @@
 """Figures for papers, drawn with matplotlib's objects alone: no window and no global state of pyplot."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -29,13 +29,22 @@ _INK = "#222222"
 
 @dataclass(frozen=True)
 class _Series:
-    """One kind of distances in a panel: its label, its values and how it is drawn."""
+    """One kind of values in a panel: its label, its values, how it is drawn, a note on its median."""
 
     label: str
     values: Values
     colour: str
     filled: bool = False
     dashed: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What is drawn of one metric."""
+
+    title: str
+    series: list[_Series]
 
 
 def check_plot_file(path: str | PathLike[str]) -> None:
@@ -73,27 +82,104 @@ def histograms(report: "RobustnessReport", path: str | PathLike[str]) -> "Figure
         OSError: the file cannot be written.
         ValueError: the name ends neither in .png nor in .pdf.
     """
+    panels = {m: _Panel(_title(report, m), _series(report, m)) for m in report.metrics}
+    return _draw(panels, "distance to the original image", path)
+
+
+def margins(judged: Mapping[str, Mapping[str, Sequence[Values]]], path: str | PathLike[str]) -> "Figure":
+    """Draw how clearly metrics judge triplets as people do, a panel for each metric, and write it to a file.
+
+    Each panel shows densities over the ratio of two distances to the reference, on a logarithmic axis: that
+    of the image that people did not choose over that of the image they chose. Right of the line at 1 the
+    metric judges as people do; the share of triplets there is the accuracy, which stands beside the medians.
+    Triplets without a majority among the judges are left out.
+
+    Args:
+        judged: for each metric, and each case such as 'natural' or an attack, columns `d0`, `d1` and `judge`,
+            each `(N,)`. The first case is drawn filled.
+        path: as for `histograms`.
+
+    Returns:
+        The figure, with axes labelled as those of `histograms`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+        ValueError: the name ends neither in .png nor in .pdf.
+    """
+    from rlpips.evaluation import accuracy, margin
+
+    panels = {}
+    for metric, cases in judged.items():
+        series = []
+        for k, (case, (d0, d1, judge)) in enumerate(cases.items()):
+            ratio = np.exp(np.clip(margin(d0, d1, judge), -50, 50))
+            right = accuracy(d0, d1, judge).mean()
+            colour = _GREY if k == 0 else _ATTACKS[(k - 1) % len(_ATTACKS)]
+            note = f"{100 * right:.0f} % right"
+            series.append(_Series(case, ratio[np.isfinite(ratio)], colour, filled=k == 0, note=note))
+        panels[metric] = _Panel(metric, series)
+    label = "ratio of distances: the image not chosen / the image that people chose"
+    return _draw(panels, label, path, line=1.0)
+
+
+def agreement(judged: Mapping[str, Sequence[Values]], path: str | PathLike[str]) -> "Figure":
+    """Draw distances of pairs that look the same and of pairs that do not, a panel for each metric.
+
+    Args:
+        judged: for each metric columns of distances and of the share of people who saw no difference, each
+            `(N,)`. Pairs on which people are tied are left out.
+        path: as for `histograms`.
+
+    Returns:
+        The figure, with axes labelled as those of `histograms`. The number over a panel is the mean average
+        precision (see `rlpips.evaluation.jnd_score`).
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: the file cannot be written.
+        ValueError: the name ends neither in .png nor in .pdf.
+    """
+    from rlpips.evaluation import jnd_score
+
+    panels = {}
+    for metric, (d, same) in judged.items():
+        series = [
+            _Series("seen as the same", d[same > 0.5], _BLUE),
+            _Series("seen as different", d[same < 0.5], _GREY, filled=True),
+        ]
+        panels[metric] = _Panel(f"{metric}\nmAP {jnd_score(d, same):.3f}", series)
+    return _draw(panels, "distance between the two images", path)
+
+
+def _draw(
+    panels: Mapping[str, _Panel], label: str, path: str | PathLike[str], line: float | None = None
+) -> "Figure":
+    """Draw panels side by side on one axis, with a line between right and wrong, and write the file."""
     path = Path(path)
     check_plot_file(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = {metric: _series(report, metric) for metric in report.metrics}
-    rows = len(next(iter(panels.values())))
-    edges = _edges(panels)
+    rows = len(next(iter(panels.values())).series)
+    groups = [each.values for panel in panels.values() for each in panel.series]
+    edges = _edges(groups) if line is None else _edges_around(line, groups)
     height = 0.45 + 0.17 * rows + 1.75
     figure = Figure(figsize=(1.65 + 2.3 * len(panels), height), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=[0.17 * rows, 1.45])
-    for column, (metric, series) in enumerate(panels.items()):
+    for column, (metric, panel) in enumerate(panels.items()):
         medians, densities = grid[0, column], grid[1, column]
         medians.set_label(f"medians: {metric}")
         densities.set_label(f"densities: {metric}")
-        medians.set_title(_title(report, metric), fontsize=8.5, color=_INK)
-        _draw_medians(medians, series, first=column == 0, edges=edges)
-        _draw_densities(densities, series, edges)
+        medians.set_title("\n".join(map(_short, panel.title.splitlines())), fontsize=8.5, color=_INK)
+        if line is not None:
+            for axes in (medians, densities):
+                axes.axvline(line, color=_INK, lw=0.8, zorder=0)
+        _draw_medians(medians, panel.series, first=column == 0, edges=edges)
+        _draw_densities(densities, panel.series, edges)
     grid[1, 0].set_ylabel("density (a.u.)", fontsize=8, color=_INK)
-    figure.supxlabel("distance to the original image", fontsize=8, color=_INK)
+    figure.supxlabel(label, fontsize=8, color=_INK)
     file = io.BytesIO()
     kind = path.suffix.lower()[1:]
     # Without a date, equal reports give equal files.
@@ -119,17 +205,30 @@ def _series(report: "RobustnessReport", metric: str) -> list[_Series]:
     return series
 
 
-def _edges(panels: dict[str, list[_Series]]) -> Values:
+def _edges(groups: Sequence[Values]) -> Values:
     """Return the edges of bins, equally wide in the logarithm, for all panels."""
-    values = np.concatenate([each.values for series in panels.values() for each in series])
+    values = np.concatenate(groups)
     positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):
         return np.geomspace(1e-3, 1, 25)
     # A few images at almost no distance must not squeeze all others into a corner: they join the first bin.
     low = max(positive.min(), np.quantile(positive, 0.01) / 1.5, positive.max() / 1e4)
-    fewest = min(len(each.values) for series in panels.values() for each in series)
+    fewest = min(map(len, groups))
     bins = int(np.clip(8 * fewest**0.3, 16, 48))
     return np.geomspace(low / 1.05, positive.max() * 1.05, bins + 1)
+
+
+def _edges_around(line: float, groups: Sequence[Values]) -> Values:
+    """Return edges, equally wide in the logarithm, of which one is the line, so that no bin straddles it."""
+    logs = [np.log(values / line) for values in groups if len(values)]
+    # What lies beyond joins the outermost bins: few values, of every group.
+    lowest = min((float(np.quantile(each, 0.03)) for each in logs), default=0)
+    highest = max((float(np.quantile(each, 0.97)) for each in logs), default=0)
+    low, high = np.clip(lowest, -np.log(100), -np.log(2)), np.clip(highest, np.log(4), np.log(100))
+    width = (high - low) / float(np.clip(5 * min(map(len, groups)) ** 0.3, 16, 48))
+    steps = np.arange(np.floor(low / width), np.ceil(high / width) + 1)
+    edges: Values = line * np.exp(width * steps)
+    return edges
 
 
 def _draw_densities(axes: "Axes", series: Sequence[_Series], edges: Values) -> None:
@@ -141,7 +240,8 @@ def _draw_densities(axes: "Axes", series: Sequence[_Series], edges: Values) -> N
         else:
             style = (0, (2.5, 1.2)) if each.dashed else "-"
             axes.stairs(density, edges, color=each.colour, lw=1.3, ls=style, label=each.label)
-        axes.axvline(_median(each, edges), color=each.colour, lw=0.7, ls=":", zorder=0)
+        if len(each.values):
+            axes.axvline(_median(each, edges), color=each.colour, lw=0.7, ls=":", zorder=0)
     axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1.08)
@@ -154,14 +254,16 @@ def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges
     """Draw a row for each series: its middle half as a bar, its median as a dot with the number."""
     middle = float(np.sqrt(edges[0] * edges[-1]))
     for row, each in enumerate(series):
+        if not len(each.values):
+            continue
         median = _median(each, edges)
         quartiles = np.clip(np.quantile(each.values, [0.25, 0.75]), edges[0], edges[-1])
         axes.plot(quartiles, [row, row], color=each.colour, lw=2.2, alpha=0.45, solid_capstyle="butt")
         face = "white" if each.dashed else each.colour
-        axes.plot([median], [row], "o", ms=4, color=each.colour, mfc=face, mew=1.1)
+        axes.plot([median], [row], "o", ms=4, color=each.colour, mfc=face, mew=1.1, clip_on=False)
         right = median < middle
         axes.annotate(
-            f"{np.median(each.values):#.3g}",
+            f"{np.median(each.values):#.3g}" + (f", {each.note}" if each.note else ""),
             (quartiles[1] if right else quartiles[0], row),
             xytext=(5 if right else -5, -0.5),
             textcoords="offset points",
@@ -169,6 +271,7 @@ def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges
             va="center",
             fontsize=7,
             color=each.colour,
+            bbox={"fc": "white", "ec": "none", "pad": 0.8},
         )
     axes.set_ylim(len(series) - 0.4, -0.6)
     axes.set_yticks(range(len(series)) if first else [])
@@ -191,6 +294,11 @@ def _label_decades(axes: "Axes", edges: Values) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=7.5, colors=_INK)
+
+
+def _short(label: str) -> str:
+    """Keep the end of a label that is wider than a panel, such as the path of a checkpoint."""
+    return label if len(label) <= 34 else f"…{label[-33:]}"
 
 
 def _median(series: _Series, edges: Values) -> Any:

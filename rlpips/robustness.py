@@ -5,39 +5,38 @@ sees. So each metric's distances between images and their attacked versions, whi
 this metric and transferred where it was on another, stand beside distances to ordinary distortions and to
 augmentations that leave the content alone. The figure of merit is the inflation: the median attacked distance
 over the median distance of ordinary distortions. All that is random is drawn for each image apart, by its
-position, so results do not depend on how images are put into batches.
+position, so results do not depend on how images are put into batches, nor on the number of processes.
 """
 
 import dataclasses
-import io
+import hashlib
 import math
-import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-import rlpips
 from rlpips.attacks import SSA, Attack
 from rlpips.checkpoints import tensors_digest
 from rlpips.distortions import DISTORTIONS
 from rlpips.errors import ImageError, MissingExtraError
-from rlpips.files import write_atomically
+from rlpips.examples import Worst, difference, file_names, save_side_by_side
 from rlpips.images import load_image, to_tensor
 from rlpips.objectives import Inflate, Metric, activated, distances
+from rlpips.processes import Processes
+from rlpips.reports import Measured, Parts, header
 
 Bytes = npt.NDArray[np.uint8]
 Distances = npt.NDArray[np.float64]
 
 STRENGTH = 0.5  # of ordinary distortions: visible at a glance, the content untouched
-WORST = 5  # how many of the worst examples are kept for each metric and attack
 
 
 @dataclass(frozen=True)
@@ -89,24 +88,19 @@ class RobustnessReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as lists, dicts and numbers, for `json.dumps`; what is not finite is None."""
+        settings = {"size": self.size, "strength": STRENGTH, "attacks": self.attacks}
         return {
-            "rlpips": rlpips.__version__,
-            "torch": torch.__version__,
-            "seed": self.seed,
-            "size": self.size,
-            "strength": STRENGTH,
+            **header(self.seed, self.metrics, settings),
             "images": self.images,
             "skipped": self.skipped,
-            "attacks": self.attacks,
             "metrics": {
                 metric: {
-                    "digest": digest,
                     "ordinary_median": _number(np.median(self.ordinary(metric))),
                     "augmented_median": _number(np.median(self.augmented[metric])),
                     "augmented": _numbers(self.augmented[metric]),
                     "distorted": {name: _numbers(found) for name, found in self.distorted[metric].items()},
                 }
-                for metric, digest in self.metrics.items()
+                for metric in self.metrics
             },
             "attacked": [
                 {
@@ -150,6 +144,7 @@ def robustness(
     limit: int | None = None,
     seed: int = 0,
     save_images: Path | None = None,
+    parts: Parts | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RobustnessReport:
     """Attack each metric on images, and measure what the attacks, and visible changes, do to distances.
@@ -166,10 +161,11 @@ def robustness(
         seed: of augmentations and distortions.
         save_images: a folder for the worst examples, made if there is none: PNG files of the original, the
             attacked image and their difference, magnified until it fills the range, side by side.
+        parts: what an interrupted call has measured already, and where to keep more; by default nothing is.
         progress: called with the number of images done and of all, once for each batch and attack.
 
     Returns:
-        The distances.
+        The distances, the same in every process of a group.
 
     Raises:
         ImageError: no image is left.
@@ -179,64 +175,112 @@ def robustness(
     """
     if not metrics or not attacks:
         raise ValueError("pass at least one metric and at least one attack")
-    for name, attack in attacks.items():
-        if isinstance(attack, SSA):
+    for name, each in attacks.items():
+        if isinstance(each, SSA):
             raise ValueError(f"the attack {name!r} needs triplets; self-distances have none")  # noqa: TRY004
-        if tuple(attack.bounds) != (-1.0, 1.0):
-            raise ValueError(f"the attack {name!r} must have bounds (-1, 1), got {attack.bounds}")
+        if tuple(each.bounds) != (-1.0, 1.0):
+            raise ValueError(f"the attack {name!r} must have bounds (-1, 1), got {each.bounds}")
     augmentations = _byol(size)
     names, crops, skipped = _load(images, size, limit)
-    device = torch.device(device)
+    digests = {name: _digest(metric) for name, metric in metrics.items()}
+    settings = {name: _settings(attack) for name, attack in attacks.items()}
     pairs = [(source, attack) for source in metrics for attack in attacks]
-    attacked: dict[tuple[str, str], dict[str, list[Distances]]] = {
-        pair: {metric: [] for metric in metrics} for pair in pairs
-    }
-    augmented: dict[str, list[list[Distances]]] = {metric: [[] for _ in augmentations] for metric in metrics}
-    distorted: dict[str, dict[str, list[Distances]]] = {m: {d: [] for d in DISTORTIONS} for m in metrics}
-    worst: dict[tuple[str, str], list[_Example]] = {pair: [] for pair in pairs}
-    done, total = 0, len(crops) * (len(pairs) + 1)
-    for start in range(0, len(crops), batch_size):
-        numbers = range(start, min(start + batch_size, len(crops)))
-        x = _batch([crops[number] for number in numbers], device)
-        with torch.no_grad():
-            anchors = {name: activated(metric, x) for name, metric in metrics.items()}
-        for k, views in enumerate(_augmentations(augmentations, crops, numbers, seed)):
-            for name, metric in metrics.items():
-                augmented[name][k].append(_measure(metric, _batch(views, device), anchors[name]))
-        for distortion in DISTORTIONS:
-            versions = [_distort(crops[number], distortion, seed, number) for number in numbers]
-            for name, metric in metrics.items():
-                distorted[name][distortion].append(_measure(metric, _batch(versions, device), anchors[name]))
-        done += len(numbers)
-        if progress is not None:
-            progress(done, total)
-        for source, attack_name in pairs:
-            found = attacks[attack_name](Inflate(metrics[source], x), x, numbers)
-            for name, metric in metrics.items():
-                attacked[source, attack_name][name].append(_measure(metric, found, anchors[name]))
-            worst[source, attack_name] = _worst(
-                worst[source, attack_name], numbers, attacked[source, attack_name][source][-1], found
-            )
-            done += len(numbers)
-            if progress is not None:
-                progress(done, total)
-    if save_images is not None:
+    parts = Parts() if parts is None else parts
+    run = {"metrics": digests, "images": _checksum(crops), "size": size}
+    measuring = _Measuring(metrics, crops, batch_size, torch.device(device), len(pairs) + 1, progress)
+
+    ordinary: dict[str, _Change] = {}
+    for k, augment in enumerate(augmentations):
+        ordinary[f"view {k}"] = partial(_augment, augment, k, crops, seed)
+    for distortion in DISTORTIONS:
+        ordinary[distortion] = partial(_distort, distortion, crops, seed)
+    key = {**run, "seed": seed, "changes": list(ordinary), "strength": STRENGTH}
+    beside = parts.get(key, lambda: measuring(ordinary)).columns
+    measuring.next()
+    attacked, worst = {}, {}
+    for source, attack in pairs:
+        change = {"attacked": partial(_attack, attacks[attack], metrics[source])}
+        key = {**run, "source": source, "attack": settings[attack]}
+        found = parts.get(key, partial(measuring, change, source))
+        measuring.next()
+        attacked[source, attack] = {metric: found.columns[f"attacked {metric}"] for metric in metrics}
+        worst[source, attack] = found.images
+    if save_images is not None and Processes.current().rank == 0:
         _save(save_images, worst, names, crops)
     return RobustnessReport(
         images=names,
         skipped=skipped,
         size=size,
         seed=seed,
-        metrics={name: _digest(metric) for name, metric in metrics.items()},
-        attacks={name: _settings(attack) for name, attack in attacks.items()},
-        attacked={pair: {m: np.concatenate(f) for m, f in by.items()} for pair, by in attacked.items()},
+        metrics=digests,
+        attacks=settings,
+        attacked=attacked,
         augmented={
-            name: np.concatenate([np.concatenate(view) for view in found])
-            for name, found in augmented.items()
+            m: np.concatenate([beside[f"view {k} {m}"] for k in range(len(augmentations))]) for m in metrics
         },
-        distorted={m: {d: np.concatenate(f) for d, f in by.items()} for m, by in distorted.items()},
-        worst={pair: [(names[e.number], e.distance) for e in found] for pair, found in worst.items()},
+        distorted={m: {d: beside[f"{d} {m}"] for d in DISTORTIONS} for m in metrics},
+        worst={
+            (source, attack): [(names[i], float(attacked[source, attack][source][i])) for i in found]
+            for (source, attack), found in worst.items()
+        },
     )
+
+
+# Makes changed versions of a batch of images `(N, 3, H, W)` in [-1, 1] with these positions.
+_Change = Callable[[Tensor, range], Tensor]
+
+
+class _Measuring:
+    """Measures changes to all images, under all metrics, batch by batch, and tells of its progress."""
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        crops: Sequence[Bytes],
+        batch_size: int,
+        device: torch.device,
+        rounds: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._metrics = metrics
+        self._crops = crops
+        self._batch_size = batch_size
+        self._device = device
+        self._rounds = rounds
+        self._progress = progress
+        self._round = 0
+        self._told = 0
+
+    def _tell(self, images: int) -> None:
+        done = self._round * len(self._crops) + images
+        if self._progress is not None and done != self._told:
+            self._progress(done, self._rounds * len(self._crops))
+        self._told = done
+
+    def next(self) -> None:
+        """Begin the next round; this one is done, by other processes or by an earlier run."""
+        self._tell(len(self._crops))
+        self._round += 1
+
+    def __call__(self, changes: Mapping[str, _Change], source: str | None = None) -> Measured:
+        """Measure distances `(N,)` into columns 'CHANGE METRIC', and keep what `source` finds worst."""
+        processes, worst = Processes.current(), Worst()
+        own: dict[int, dict[str, Distances]] = {}
+        for number, rows in processes.batches(len(self._crops), self._batch_size):
+            x = _batch([self._crops[i] for i in rows], self._device)
+            with torch.no_grad():
+                anchors = {name: activated(metric, x) for name, metric in self._metrics.items()}
+            own[number] = {}
+            for change, make in changes.items():
+                images = make(x, rows)
+                for name, metric in self._metrics.items():
+                    own[number][f"{change} {name}"] = _distances(metric, images, anchors[name])
+                if source is not None:
+                    worst.add(rows, own[number][f"{change} {source}"], images)
+            self._tell(rows.stop)
+        batches = processes.gather(own)
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        return Measured(columns, worst.images(processes))
 
 
 def _load(
@@ -272,15 +316,22 @@ def _batch(images: Sequence[Bytes], device: torch.device) -> Tensor:
     return to_tensor(np.stack(images))[0].to(device)
 
 
-def _measure(metric: Metric, images: Tensor, anchor: Any) -> Distances:
+def _distances(metric: Metric, images: Tensor, anchor: Any) -> Distances:
     with torch.no_grad():
         return distances(metric, images, anchor).double().cpu().numpy()
 
 
-def _distort(image: Bytes, distortion: str, seed: int, number: int) -> Bytes:
+def _attack(attack: Attack, metric: Metric, x: Tensor, numbers: range) -> Tensor:
+    return attack(Inflate(metric, x), x, numbers)
+
+
+def _distort(distortion: str, crops: Sequence[Bytes], seed: int, x: Tensor, numbers: range) -> Tensor:
     # The name's checksum, not its place in the table, so that a new distortion changes no other's numbers.
-    rng = np.random.default_rng((seed, number, zlib.crc32(distortion.encode())))
-    return DISTORTIONS[distortion](image, STRENGTH, rng)
+    check = zlib.crc32(distortion.encode())
+    rngs = (np.random.default_rng((seed, number, check)) for number in numbers)
+    distort = DISTORTIONS[distortion]
+    versions = [distort(crops[i], STRENGTH, rng) for i, rng in zip(numbers, rngs, strict=True)]
+    return _batch(versions, x.device)
 
 
 def _byol(size: int) -> list[Callable[[Tensor], Tensor]]:
@@ -310,77 +361,42 @@ def _byol(size: int) -> list[Callable[[Tensor], Tensor]]:
     ]
 
 
-def _augmentations(
-    augmentations: Sequence[Callable[[Tensor], Tensor]], crops: Sequence[Bytes], numbers: range, seed: int
-) -> Iterator[list[Bytes]]:
-    """Yield, for each set of augmentations, one view of each image."""
-    for k, augment in enumerate(augmentations):
-        views = []
-        for number in numbers:
-            state = np.random.SeedSequence((seed, number, k)).generate_state(1)
-            # torchvision draws from the global generator alone, and that of the CPU for images there
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(state[0]))
-                view = augment(torch.from_numpy(crops[number]).movedim(2, 0).contiguous())
-            views.append(view.movedim(0, 2).numpy())
-        yield views
-
-
-@dataclass(frozen=True)
-class _Example:
-    """An attacked image, by its number, with its distance from the original."""
-
-    number: int
-    distance: float
-    image: Tensor
-
-
-def _worst(kept: list[_Example], numbers: range, found: Distances, images: Tensor) -> list[_Example]:
-    """Return the examples of the largest distances among those kept and those of a batch."""
-    order = np.argsort(-found, kind="stable")[:WORST]
-    new = [_Example(numbers[i], float(found[i]), images[i].cpu()) for i in order]
-    return sorted([*kept, *new], key=lambda example: (-example.distance, example.number))[:WORST]
+def _augment(
+    augment: Callable[[Tensor], Tensor], k: int, crops: Sequence[Bytes], seed: int, x: Tensor, numbers: range
+) -> Tensor:
+    views = []
+    for number in numbers:
+        state = np.random.SeedSequence((seed, number, k)).generate_state(1)
+        # torchvision draws from the global generator alone, and that of the CPU for images there
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(state[0]))
+            view = augment(torch.from_numpy(crops[number]).movedim(2, 0).contiguous())
+        views.append(view.movedim(0, 2).numpy())
+    return _batch(views, x.device)
 
 
 def _save(
     folder: Path,
-    worst: Mapping[tuple[str, str], Sequence[_Example]],
+    worst: Mapping[tuple[str, str], Mapping[int, npt.NDArray[np.float32]]],
     names: Sequence[str],
     crops: Sequence[Bytes],
 ) -> None:
-    """Write each example as `FOLDER/SOURCE/ATTACK/RANK-NAME.png`."""
-    sources = _file_names([source for source, _ in worst])
-    attacks = _file_names([attack for _, attack in worst])
+    """Write each example as `FOLDER/SOURCE/ATTACK/RANK-NAME.png`: original, attacked image, difference."""
+    sources = file_names([source for source, _ in worst])
+    attacks = file_names([attack for _, attack in worst])
     for (source, attack), examples in worst.items():
         place = folder / sources[source] / attacks[attack]
-        place.mkdir(parents=True, exist_ok=True)
-        for rank, example in enumerate(examples, 1):
-            picture = _side_by_side(crops[example.number], example.image)
-            path = place / f"{rank}-{Path(names[example.number]).stem}.png"
-            write_atomically(path, picture)
+        for rank, (number, attacked) in enumerate(examples.items(), 1):
+            original = to_tensor(crops[number])[0][0].numpy()
+            path = place / f"{rank}-{Path(names[number]).stem}.png"
+            save_side_by_side(path, [original, attacked, difference(original, attacked)])
 
 
-def _side_by_side(original: Bytes, attacked: Tensor) -> bytes:
-    """Return a PNG of the original, the attacked image and the difference, grey where there is none."""
-    values = (attacked.double().movedim(0, 2).numpy() + 1) * 127.5
-    difference = values - original
-    gain = 127.5 / max(float(np.abs(difference).max()), 1e-6)
-    columns = np.concatenate([original, values, 127.5 + gain * difference], axis=1)
-    file = io.BytesIO()
-    Image.fromarray(np.rint(columns.clip(0, 255)).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def _file_names(labels: Sequence[str]) -> dict[str, str]:
-    """Return for each label a name that any file system takes, no two alike."""
-    names: dict[str, str] = {}
-    for label in dict.fromkeys(labels):
-        name = re.sub(r"[^\w.=+-]+", "-", label).strip("-.") or "unnamed"
-        taken = {each.lower() for each in names.values()}
-        while name.lower() in taken:
-            name += "-again"
-        names[label] = name
-    return names
+def _checksum(crops: Sequence[Bytes]) -> str:
+    digest = hashlib.sha256()
+    for crop in crops:
+        digest.update(crop.data)
+    return digest.hexdigest()
 
 
 def _digest(metric: Metric) -> str | None:

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from rlpips.checkpoints import tensors_digest
 from rlpips.datasets import collate
 from rlpips.errors import DatasetError
-from rlpips.evaluation import Processes
 from rlpips.files import write_atomically
 from rlpips.objectives import Metric, activated, distances
+from rlpips.processes import Processes
 
 _BLOCK = 512  # triplets that are measured, and kept, together
 _LEAST = 1e-6  # distance below which the logarithm is cut off

@@ -24,14 +24,14 @@ import rlpips
 from rlpips import checkpoints
 from rlpips.datasets import collate
 from rlpips.errors import DatasetError, MissingExtraError
-from rlpips.evaluation import Processes, accuracy, mean_of, measure_2afc
-from rlpips.files import write_atomically
+from rlpips.evaluation import accuracy, mean_of, measure_2afc
 from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
 from rlpips.objectives import Metric
+from rlpips.processes import Processes
 from rlpips.recipes import Recipe
 from rlpips.runs import RunFolder
-from rlpips.samples import attacked_triplets
+from rlpips.samples import save_attacked_triplets
 from rlpips.teachers import digest, teach
 
 _SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
@@ -340,14 +340,12 @@ def _climb(
             bar.set_postfix(_shown(means))
             _note(board, "train", state.rows[-1], state.step)
             if not left and validation is not None:
-                scores, picture = _validate(recipe, state, validation, settings, device)
+                picture = run.path / "samples" / f"epoch-{epoch:02}.png" if first else None
+                scores = _validate(recipe, state, validation, settings, device, picture)
                 if recipe.patience and scores["score"] > max((s["score"] for s in state.scores), default=-1):
                     state.best = {k: v.detach().cpu().clone() for k, v in state.metric.state_dict().items()}
                 state.scores.append({"epoch": epoch, **scores})
                 _note(board, "validation", scores, state.step)
-                if picture and first:
-                    (run.path / "samples").mkdir(exist_ok=True)
-                    write_atomically(run.path / "samples" / f"epoch-{epoch:02}.png", picture)
             # only here, between rows, so that none is lost or counted twice
             if first and (not left or time.monotonic() - saved_at > _SAVE_EVERY):
                 run.save_state(state.to_dict())
@@ -473,11 +471,16 @@ def _means(sums: Mapping[str, Tensor], steps: int, processes: Processes) -> dict
 
 
 def _validate(
-    recipe: Recipe, state: _State, validation: Items, settings: Settings, device: torch.device
-) -> tuple[dict[str, float], bytes | None]:
+    recipe: Recipe,
+    state: _State,
+    validation: Items,
+    settings: Settings,
+    device: torch.device,
+    picture: Path | None,
+) -> dict[str, float]:
     """Score the metric on triplets, as they are and attacked in each way that the recipe knows.
 
-    A picture shows some of them attacked in the first of these ways.
+    A picture, where one is wanted, shows some of them attacked in the first of these ways.
     """
     metric, training = state.metric, state.metric.training
     metric.eval()
@@ -488,7 +491,7 @@ def _validate(
     kind = "linf" if recipe.attack == "ssa" else recipe.attack
     stronger = dataclasses.replace(recipe, attack=kind, steps=settings.validation_steps or 1, step_size=None)
     attack = stronger.make_attack(recipe.eps, 0)
-    scores, picture = {}, None
+    scores = {}
     for name, perturb in [("natural", None), *((target, target) for target in targets)]:
         columns = measure_2afc(
             metric,
@@ -498,14 +501,14 @@ def _validate(
             device=device,
         )
         scores[name] = mean_of(accuracy)(*columns)
-    if targets and Processes.current().rank == 0:
+    if targets and picture is not None:
         some = _spread(validation, _SAMPLES)
         examples = [some[i] for i in range(len(some))]
-        picture = attacked_triplets(metric, examples, attack, targets[0], device)
+        save_attacked_triplets(picture, metric, examples, attack, targets[0], device)
     metric.train(training)
     natural, *attacked = scores.values()
     score = (natural + float(np.mean(attacked))) / 2 if attacked else natural
-    return {"score": score, **scores}, picture
+    return {"score": score, **scores}
 
 
 def _spread(data: Items, limit: int | None) -> Subset[dict[str, Any]]:

@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 import rlpips
 from rlpips.attacks import PGD
 from rlpips.cli import main
-from rlpips.evaluation import jnd_score, measure_2afc, measure_jnd, two_afc_score
+from rlpips.evaluation import disagreement, jnd_score, margin, measure_2afc, measure_jnd, two_afc_score
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -71,8 +72,10 @@ def test_2afc_reports_every_case_with_every_number(data, weights, capsys, tmp_pa
     assert len(lines) == 1 + 2 * 3
     report = json.loads(output.read_text())
     assert not list(tmp_path.glob("*.parts"))
-    assert report["metrics"][weights].startswith("sha256:")
+    assert report["digests"][weights].startswith("sha256:")
     assert (report["seed"], report["rlpips"], report["torch"]) == (0, rlpips.__version__, torch.__version__)
+    assert report["python"] == platform.python_version()
+    assert (report["settings"]["attack"], report["settings"]["perturb"]) == (["linf:4/255:2"], ["x0", "ref"])
     metric = rlpips.LPIPS(weights=weights)
     for record in report["results"]:
         dataset = rlpips.TwoAFC(data, [record["subset"]])
@@ -131,12 +134,73 @@ COUNTING = (
 )
 
 
+def example(folder, name, part):
+    subset, stem = name.rsplit("/", 1)
+    return folder / subset / part / f"{stem}.png"
+
+
+def test_pictures_show_the_worst_examples(data, weights, capsys, tmp_path):
+    figure, saved = tmp_path / "figure.png", tmp_path / "worst"
+    status, _, err = run(
+        "2afc", "--data", data, "--weights", weights, "--attack", "linf:4/255:2", "--perturb", "x0", "x0+x1",
+        "--limit", 4, "--plot", figure, "--save-images", saved, capsys=capsys,
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    (metric,) = saved.iterdir()
+    widths = {"natural": 3, "linf-4-255-2-on-x0": 5, "linf-4-255-2-on-x0+x1": 7}
+    assert {path.name for path in metric.iterdir()} == set(widths)
+    dataset, lpips = rlpips.TwoAFC(data), rlpips.LPIPS(weights=weights)
+    indices = [0, 1, 2, 3, 7, 8, 9, 10]
+    columns = measure_2afc(lpips, dataset)
+    expected = sorted(indices, key=lambda i: margin(*columns)[i])[:5]
+    for case, width in widths.items():
+        paths = sorted((metric / case).iterdir())
+        assert [path.name[0] for path in paths] == ["1", "2", "3", "4", "5"]
+        if case == "natural":
+            names = [
+                f"{rank}-{dataset.name_of(i).replace('/', '-')}.png" for rank, i in enumerate(expected, 1)
+            ]
+            assert [path.name for path in paths] == names
+        for path in paths:
+            picture = rlpips.load_image(path).astype(int)
+            assert picture.shape == (40, 40 * width, 3)
+            (i,) = (i for i in indices if path.stem[2:] == dataset.name_of(i).replace("/", "-"))
+            for k, part in enumerate(("ref", "p0", "p1")):
+                original = rlpips.load_image(example(data / "2afc", dataset.name_of(i), part))
+                assert np.array_equal(picture[:, 40 * k : 40 * k + 40], original)
+            for k in range(3, width, 2):
+                original = picture[:, 40 * (k - 1) // 2 :][:, :40]
+                attacked, change = picture[:, 40 * k : 40 * k + 40], picture[:, 40 * k + 40 : 40 * k + 80]
+                assert 0 < abs(attacked - original).max() <= 4
+                assert abs(change - 127.5).max() > 126
+
+
+def test_pictures_of_jnd(data, weights, capsys, tmp_path):
+    figure, saved = tmp_path / "figure.pdf", tmp_path / "worst"
+    status, _, err = run(
+        "jnd", "--data", data, "--weights", weights, "--plot", figure, "--save-images", saved, capsys=capsys
+    )
+    assert (status, err) == (0, "")
+    assert figure.read_bytes().startswith(b"%PDF")
+    dataset = rlpips.JND(data)
+    apart = disagreement(*measure_jnd(rlpips.LPIPS(weights=weights), dataset))
+    first = int(np.argmax(apart))
+    (path,) = saved.glob(f"*/natural/1-{dataset.name_of(first).replace('/', '-')}.png")
+    assert rlpips.load_image(path).shape == (40, 120, 3)
+    assert np.array_equal(
+        rlpips.load_image(path)[:, :40],
+        rlpips.load_image(example(data / "jnd", dataset.name_of(first), "p0")),
+    )
+
+
 def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, monkeypatch):
     (tmp_path / "counting.py").write_text(COUNTING)
     stop = tmp_path / "counting.py.stop"
     monkeypatch.syspath_prepend(tmp_path)
     output = tmp_path / "report.json"
-    arguments = ["2afc", "--data", data, "--weights", "counting:metric", "-o", output]
+    saved = tmp_path / "worst"
+    arguments = ["2afc", "--data", data, "--weights", "counting:metric", "-o", output, "--save-images", saved]
     stop.write_text("3")  # in the second subset
     assert run(*arguments, capsys=capsys)[0] == 130
     assert not output.exists()
@@ -174,6 +238,8 @@ def test_errors_are_one_line(data, weights, capsys, arguments, message):
     [
         (["--attack", "linf:4/255"], "'linf:4/255' is not an attack"),
         (["-o", "nowhere/report.json"], "its folder does not exist"),
+        (["--plot", "figure.jpg"], "must end in .png or .pdf"),
+        (["--save-images", "nowhere/images"], "its folder does not exist"),
         (["--seed", "-1"], "-1 is negative"),
         (["--limit", "0"], "0 is not a positive number"),
     ],

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import rlpips
-from rlpips.plots import histograms
+from rlpips.evaluation import jnd_score
+from rlpips.plots import agreement, histograms, margins
 from rlpips.robustness import RobustnessReport
 
 
@@ -106,3 +107,25 @@ def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(rlpips.MissingExtraError, match=r"rlpips\[plot\]"):
         histograms(report(), tmp_path / "figure.png")
+
+
+def test_margins_tell_right_from_wrong_at_one(tmp_path):
+    rng = np.random.default_rng(0)
+    d0, judge = np.exp(rng.standard_normal(100)), np.where(np.arange(100) < 98, 0.2, 0.5)
+    cases = {"natural": (d0, 2 * d0, judge), "attacked": (d0, 0.9 * d0, judge)}
+    figure = margins({"one": cases, "two": cases}, tmp_path / "figure.png")
+    for axes, above in zip(axes_of(figure, "densities"), axes_of(figure, "medians"), strict=True):
+        assert [text.get_text() for text in above.texts] == ["2.00, 99 % right", "0.900, 1 % right"]
+        for patch, right in zip(axes.patches, (True, False), strict=True):
+            heights, edges, _ = patch.get_data()
+            assert np.isclose(edges, 1).any()  # no bin holds both right and wrong
+            assert (edges[np.argmax(heights)] >= 0.999) == right
+
+
+def test_agreement_divides_pairs_by_what_people_saw(tmp_path):
+    d, same = np.array([0.1, 0.2, 0.3, 0.4, 9.0]), np.array([1, 0.8, 0.2, 0, 0.5])
+    figure = agreement({"one": (d, same)}, tmp_path / "figure.png")
+    (above,) = axes_of(figure, "medians")
+    assert above.get_title() == "one\nmAP " + f"{jnd_score(d, same):.3f}"
+    assert [text.get_text() for text in above.texts] == ["0.150", "0.350"]
+    agreement({"one": (d, np.zeros(5))}, tmp_path / "none.png")  # nobody saw any as the same

@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,12 +174,12 @@ def test_labels_become_names_of_files_that_differ(tmp_path, folder):
 def test_json_holds_what_names_the_run(found, metrics):
     report, _ = found
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert (document["seed"], document["size"]) == (3, 32)
+    assert (document["seed"], document["settings"]["size"]) == (3, 32)
     assert (document["rlpips"], document["torch"]) == (rlpips.__version__, torch.__version__)
-    assert document["metrics"]["random"]["digest"] == tensors_digest(metrics["random"].state_dict())
-    assert document["metrics"]["plain"]["digest"] is None
-    assert document["attacks"]["linf:4/255:3"]["kind"] == "PGD"
-    assert document["attacks"]["linf:4/255:3"]["eps"] == EPS
+    assert document["digests"]["random"] == tensors_digest(metrics["random"].state_dict())
+    assert document["digests"]["plain"] is None
+    assert document["settings"]["attacks"]["linf:4/255:3"]["kind"] == "PGD"
+    assert document["settings"]["attacks"]["linf:4/255:3"]["eps"] == EPS
     assert len(document["attacked"]) == 2 * 2 * 2
 
 
@@ -187,7 +189,7 @@ def test_progress_reaches_its_end(folder):
         {"plain": plain}, [folder / f"{i}.png" for i in range(3)], {"a": PGD("linf", EPS, 1)},
         size=32, batch_size=2, limit=3, progress=lambda *numbers: seen.append(numbers),
     )  # fmt: skip
-    assert seen == [(2, 6), (4, 6), (5, 6), (6, 6)]
+    assert seen == [(2, 6), (3, 6), (5, 6), (6, 6)]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_the_command_end_to_end(real_weights, shared, tmp_path, capsys, monkeypa
     (row,) = document["attacked"]
     assert (row["source"], row["attack"], row["metric"]) == ("standard", attack, "standard")
     assert row["inflation"] > 1
-    assert document["metrics"]["standard"]["digest"] == tensors_digest(metric.state_dict())
+    assert document["digests"]["standard"] == tensors_digest(metric.state_dict())
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["attacked", "attack", "standard", "inflation"]
     assert lines[1] == ["standard", attack, f"{row['median']:.4f}", f"{row['inflation']:.3f}"]
@@ -265,6 +267,75 @@ def test_weights_may_name_their_net_and_skipped_files_are_told(folder, weights, 
     assert lines[0][2:4] == names
     assert [line[0] for line in lines[1:3]] == names
     assert lines[1][2] == lines[1][3]  # the same metric under two names
+
+
+STOPPING = (
+    "calls = []\n"
+    "def metric():\n"
+    "    def measure(x, y):\n"
+    "        calls.append(len(x))\n"
+    "        if len(calls) == int(open(__file__ + '.stop').read()):\n"
+    "            raise KeyboardInterrupt\n"
+    "        return (x - y).square().mean(dim=(1, 2, 3))\n"
+    "    return measure\n"
+)
+
+
+def test_an_interrupted_report_goes_on_where_it_stopped(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    stop = tmp_path / "stopping.py.stop"
+    monkeypatch.syspath_prepend(tmp_path)
+    stop.write_text("0")
+
+    def run(name):
+        files = ["-o", str(tmp_path / f"{name}.json"), "--save-images", str(tmp_path / name)]
+        attacks = ["linf:4/255:1", "linf:4/255:2"]
+        return main(
+            ["evaluate", "robustness", "--images", str(folder), "--weights", "stopping:metric", "--size", "32",
+             "--attack", *attacks, *files]
+        )  # fmt: skip
+
+    assert run("whole") == 1  # two files are no images
+    import stopping
+
+    everything = len(stopping.calls)
+    stop.write_text(str(everything - 1))  # in the second attack
+    stopping.calls.clear()
+    assert run("resumed") == 130
+    assert not (tmp_path / "resumed.json").exists()
+    stop.write_text("0")
+    stopping.calls.clear()
+    assert run("resumed") == 1
+    assert 0 < len(stopping.calls) < everything / 2
+    assert (tmp_path / "resumed.json").read_text() == (tmp_path / "whole.json").read_text()
+    pictures = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.png")}
+        for name in ("whole", "resumed")
+    ]
+    assert len(pictures[0]) == 10
+    assert pictures[0] == pictures[1]
+    assert not list(tmp_path.glob("*.parts"))
+    capsys.readouterr()
+
+
+def test_two_processes_write_the_report_of_one(folder, weights, tmp_path):
+    group = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    reports = []
+    for name, launcher in (("one", []), ("two", group)):
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "rlpips.cli", "evaluate", "robustness", "--images", str(folder),
+             "--limit", "5", "--size", "32", "--batch-size", "2", "--weights", weights, "--attack", "linf:4/255:2",
+             "-o", "report.json", "--save-images", "worst"],
+            capture_output=True, text=True, timeout=180, env=environment, cwd=tmp_path / name,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        contents = {path.relative_to(tmp_path / name): path.read_bytes() for path in files}
+        reports.append((done.stdout, contents))
+    assert reports[0] == reports[1]
+    assert len(reports[0][1]) == 6
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 import csv
 import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +340,23 @@ def test_without_tensorboard_its_extra_is_named(recipe, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(rlpips.MissingExtraError, match=r"pip install 'rlpips\[tensorboard\]'"):
         train(recipe, Triplets(), tmp_path / "run", settings=Settings(tensorboard=True))
+
+
+def test_a_terminal_sees_progress(recipe, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    recipe = dataclasses.replace(recipe, mode="adversarial", clean=1.0)
+    train(recipe, Triplets(), tmp_path / "run", settings=Settings(validation_steps=0))
+    last = sys.stderr.getvalue().rstrip().rpartition("\r")[2]
+    (row,) = rows(tmp_path / "run" / "log.csv")
+    assert f"loss={row['loss']:.3f}" in last
+    assert f"accuracy={row['accuracy']:.3f}" in last
+    assert f"attack success={1 - row['attacked_accuracy']:.3f}" in last
+    assert last.startswith("run: 100%")
+    assert re.search(r"16/16 \[\d+:\d+<00:00, +[\d.]+triplet/s", last)
 
 
 def test_workers_read_the_same(recipe, tmp_path):

@@ -1,0 +1,70 @@
+"""One process alone, or several that `torchrun` started, each with its share of the batches.
+
+Batches are the same whatever the number of processes, so that the numbers are, too.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a group, or alone: each takes every `count`-th batch."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """Return this process in torch's default group, if there is one."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls()
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def batches(self, count: int, batch_size: int) -> Iterator[tuple[int, range]]:
+        """Number the batches of `count` examples, and yield those of this process."""
+        for number, start in enumerate(range(0, count, batch_size)):
+            if number % self.count == self.rank:
+                yield number, range(start, min(start + batch_size, count))
+
+    def gather(self, own: dict[int, Any]) -> list[Any]:
+        """Put together what all processes computed for their batches, in the order of batches."""
+        everyone: list[Any] = [own]
+        if self.count > 1:
+            everyone = [None] * self.count
+            torch.distributed.all_gather_object(everyone, own)
+        merged = {number: result for each in everyone for number, result in each.items()}
+        return [merged[number] for number in sorted(merged)]
+
+    def first(self, compute: Callable[[], T]) -> T:
+        """Compute something in the first process alone, such as what a file holds, for all."""
+        found: list[Any] = [compute() if self.rank == 0 else None]
+        if self.count > 1:
+            torch.distributed.broadcast_object_list(found)
+        result: T = found[0]
+        return result
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
+    """Join the group that `torchrun` started, if it did; yield this process and its device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(), torch.device(device)
+        return
+    on_gpus = device.startswith("cuda")
+    local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device(device)
+    if on_gpus:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield Processes.current(), local
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
