@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rlpips.measure import distance
     from rlpips.metric import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
     from rlpips.registry import WeightsEntry, list_weights
+    from rlpips.trainer import Trainer
     from rlpips.triplets import make_triplets
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _SOURCES = {
     "measure": ("distance",),
     "metric": ("LPIPS", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"),
     "registry": ("WeightsEntry", "list_weights"),
+    "trainer": ("Trainer",),
     "triplets": ("make_triplets",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
@@ -75,6 +77,7 @@ __all__ = [
     "MissingExtraError",
     "NetLinLayer",
     "ScalingLayer",
+    "Trainer",
     "TwoAFC",
     "WeightsEntry",
     "WeightsUnavailableError",

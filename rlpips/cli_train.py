@@ -48,8 +48,7 @@ def add_train(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="METRIC",
-        help="metrics to learn from, as for 'evaluate --weights', or names of 'triplets --panel': the first "
-        "gives distances, and all together judge what nobody has",
+        help="metrics to learn distances from, as for 'evaluate --weights'; they also judge what nobody has",
     )
     group.add_argument("--out", type=Path, required=True, metavar="OUT", help="the run's folder")
 
@@ -111,6 +110,7 @@ def _recipe_options() -> dict[str, dict[str, Any]]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from rlpips.processes import joined
     from rlpips.recipes import RECIPES
     from rlpips.training import Settings, train
 
@@ -121,25 +121,9 @@ def _train(options: argparse.Namespace) -> int:
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
-    from rlpips.processes import joined
-    from rlpips.teachers import teach
-
     data, description = _data(options, recipe.seed)
     validation = _validation(options)
     with joined(options.device) as (processes, device):
-        learned = None
-        if options.teachers:
-            teachers = {text: _load_teacher(text, device) for text in options.teachers}
-            description["teachers"] = options.teachers
-            learned = teach(
-                teachers,
-                data,
-                options.out / "teachers",
-                description,
-                device=device,
-                workers=options.workers,
-                precision=recipe.precision,
-            )
         settings = Settings(
             device=device,
             workers=options.workers,
@@ -152,23 +136,13 @@ def _train(options: argparse.Namespace) -> int:
             data,
             options.out,
             validation=validation,
-            teachers=learned,
+            teachers={text: _load_teacher(text, device) for text in options.teachers},
             settings=settings,
             description=description,
         )
     if processes.rank == 0:
         sys.stdout.write(f"{path}\n")
     return 0
-
-
-def _load_teacher(text: str, device: Any) -> Any:
-    """Build a metric of images in [-1, 1] by the name of a panel's, or as 'rlpips evaluate' does."""
-    from rlpips.panel import METRICS
-
-    if text not in METRICS:
-        return load_metric(text, device)[0]
-    metric = METRICS[text]()
-    return lambda a, b: metric((a + 1) / 2, (b + 1) / 2)
 
 
 def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -187,11 +161,13 @@ def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
     subsets = options.subsets
     if subsets is None:
         folder = options.data / "2afc" / "train"
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: there is no such folder")
         subsets = sorted(f"train/{path.name}" for path in folder.glob("[!.]*") if path.is_dir())
         if not subsets:
             raise ValueError(f"{folder} holds no subsets; name others with --subsets")
     dataset = TwoAFC(options.data, subsets)
-    return dataset, {"subsets": list(dataset.subsets)}
+    return dataset, {"folder": str(options.data.resolve()), "subsets": list(dataset.subsets)}
 
 
 def _validation(options: argparse.Namespace) -> Any:

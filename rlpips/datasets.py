@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from os import PathLike
@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from rlpips import cache, downloads
 from rlpips.errors import DatasetError
@@ -247,6 +247,20 @@ class _Archive:
     kind: type[_Judged]
     split: str
     subsets: tuple[str, ...]
+
+
+def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make a batch of examples, for PyTorch's `DataLoader`.
+
+    Raises:
+        DatasetError: their images differ in size.
+    """
+    for name, value in examples[0].items():
+        shapes = {tuple(each[name].shape) for each in examples} if isinstance(value, Tensor) else {()}
+        if len(shapes) > 1:
+            raise DatasetError(f"images of one batch must have one size, got {name} of {sorted(shapes)}")
+    batch: dict[str, Any] = default_collate(list(examples))
+    return batch
 
 
 _ADDRESS = "https://perceptual-similarity.s3.us-west-2.amazonaws.com/dataset/"

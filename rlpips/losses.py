@@ -30,6 +30,7 @@ class Triplets:
         x1: the second.
         judge: `(N,)`, the share that chose `x1`.
         teacher: log distances of both images to their references by the teachers, `(N, 2)`; none without.
+        other: unrelated images `(N, 3, H, W)` for the attack 'ssa': the references of the next triplets.
         numbers: `(N,)`, positions in the whole step's batch, which name random streams and what is attacked.
         whole: how many triplets the whole step has, over all processes and parts.
     """
@@ -39,14 +40,17 @@ class Triplets:
     x1: Tensor
     judge: Tensor
     teacher: Tensor | None
+    other: Tensor
     numbers: Tensor
     whole: int
 
     def __getitem__(self, index: Tensor | slice) -> "Triplets":
         """Select some triplets of the batch."""
         teacher = None if self.teacher is None else self.teacher[index]
-        ref, x0, x1, judge = (each[index] for each in (self.ref, self.x0, self.x1, self.judge))
-        return Triplets(ref, x0, x1, judge, teacher, self.numbers[index], self.whole)
+        ref, x0, x1, judge, other, numbers = (
+            each[index] for each in (self.ref, self.x0, self.x1, self.judge, self.other, self.numbers)
+        )
+        return Triplets(ref, x0, x1, judge, teacher, other, numbers, self.whole)
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,18 @@ class Attacked:
 
 
 class Misrank(RankFlip):
-    """Make the ranking network err: the value is the cross entropy of its guess and the judges' choice."""
+    """Make the ranking err: the value is the cross entropy of the network's guess and the judges' choice."""
 
     goal = float("inf")
 
-    def __init__(self, ranking: nn.Module, metric: Any, triplets: Triplets, perturb: str) -> None:
-        super().__init__(metric, triplets.ref, triplets.x0, triplets.x1, triplets.judge, perturb)
-        self.ranking, self.judge = ranking, triplets.judge
+    def __init__(self, ranking: nn.Module | None, metric: Any, some: Triplets, perturb: str) -> None:
+        super().__init__(metric, some.ref, some.x0, some.x1, some.judge, perturb, some.other)
+        self.ranking, self.judge = ranking, some.judge
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Return the cross entropies."""
+        """Return the cross entropies, or by how much the order is wrong where no network ranks."""
+        if self.ranking is None:
+            return super().__call__(x, index)
         logits = guess(self.ranking, *self.distances(x, index))
         return F.binary_cross_entropy_with_logits(logits, self.judge[index], reduction="none")
 
@@ -157,11 +163,7 @@ class TripletLoss(nn.Module):
         """Return what the attacker pursues."""
         if perturb == "self" or self.recipe.mode == "contrastive":
             return Inflate(self._seen, triplets.ref)
-        if self.ranking is not None:
-            return Misrank(self.ranking, self._seen, triplets, perturb)
-        objective = RankFlip(self._seen, triplets.ref, triplets.x0, triplets.x1, triplets.judge, perturb)
-        objective.goal = float("inf")
-        return objective
+        return Misrank(self.ranking, self._seen, triplets, perturb)
 
     def forward(self, triplets: Triplets, attacked: Sequence[Attacked]) -> dict[str, Tensor]:
         """Return the loss, 'loss', and what it is made of, as shares of the whole step's means.
@@ -184,7 +186,7 @@ class TripletLoss(nn.Module):
             distance = self._distances(torch.cat(images), *_contrasts(clean, moved))
             return {"loss": _contrastive(distance, triplets.judge) * count / triplets.whole}
         ranked, pushed = (~is_self).nonzero().flatten(), is_self.nonzero().flatten()
-        with_clean = not attacked or any((recipe.clean, recipe.distill, recipe.inflation))
+        with_clean = not attacked or bool(recipe.clean or recipe.distill)
         pairs = [(clean[x], clean["ref"]) for x in ("x0", "x1") if with_clean]
         if attacked:
             pairs += [(moved[x][ranked], moved["ref"][ranked]) for x in ("x0", "x1")]
@@ -197,12 +199,12 @@ class TripletLoss(nn.Module):
             terms |= self._terms(d0, d1, triplets, ("clean", "accuracy", "distill"), triplets.whole)
         if attacked:
             d0, d1, distance = found
-            shares = len(recipe.perturb)
-            own = recipe.perturb.count("self")
+            own = recipe.perturb.count("self") / len(recipe.perturb)
             names = ("attacked", "attacked_accuracy", "distill_attacked")
-            terms |= self._terms(d0, d1, triplets[ranked], names, triplets.whole * (shares - own) / shares)
-            if own and recipe.inflation:
-                terms["inflation"] = (distance / self.scale).sum() / (triplets.whole * own / shares)
+            if own < 1:
+                terms |= self._terms(d0, d1, triplets[ranked], names, triplets.whole * (1 - own))
+            if own:
+                terms["inflation"] = (distance / self.scale).sum() / (triplets.whole * own)
         weights = {name: getattr(recipe, name) for name in ("distill", "distill_attacked", "inflation")}
         weights |= {"clean": recipe.clean if attacked else 1.0, "attacked": 1.0}
         loss = torch.stack([weights[name] * term for name, term in terms.items() if name in weights]).sum()
@@ -237,7 +239,7 @@ def _contrasts(clean: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> tupl
 
 def _contrastive(distance: Tensor, judge: Tensor) -> Tensor:
     """Return InfoNCE: likes are the attacked copy, and the two versions by the share that chose each."""
-    alike = (-distance.view(-1, len(judge)) / _TEMPERATURE).exp()
+    logits = -distance.view(-1, len(judge)) / _TEMPERATURE
     weights = torch.stack([torch.ones_like(judge), 1 - judge, judge])
-    likes = (weights * alike[:3]).sum(dim=0)
-    return -(likes / (likes + alike[3:].sum(dim=0))).log().mean()
+    likes = logits[:3] + weights.log()
+    return (torch.cat([likes, logits[3:]]).logsumexp(dim=0) - likes.logsumexp(dim=0)).mean()

@@ -40,8 +40,8 @@ class Recipe:
         clean: weight of the ranking loss on triplets as they are, beside that on attacked ones.
         distill: weight of the mean squared difference of log distances from the teachers'.
         distill_attacked: the same for attacked triplets.
-        inflation: weight of the distance of references attacked by 'self', in units of the teachers' median
-            distance, where there are teachers.
+        inflation: weight of the distance of references attacked by 'self', which needs one, in units of the
+            teachers' median distance, where there are teachers.
         lr: learning rate of Adam.
         head_lr: multiplies it for the heads.
         bias_lr: multiplies it for the backbone's biases.
@@ -134,6 +134,10 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         if self.attack == "ssa" and not {"x0", "x1"} >= set(self.perturb):
             raise ValueError(f"ssa attacks x0 or x1, not {', '.join(self.perturb)}")
+        if ("self" in self.perturb) != (self.inflation > 0):
+            raise ValueError("'self' in perturb and a positive inflation need each other")
+        if self.perturb == ("self",) and not self.clean:
+            raise ValueError("perturb='self' alone needs a positive weight of triplets as they are (clean)")
         if self.mode == "contrastive" and self.perturb != ("ref",):
             raise ValueError("mode='contrastive' attacks references: perturb must be 'ref'")
         self.make_attack(self.eps, 0)  # checks the rest

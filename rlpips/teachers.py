@@ -1,6 +1,7 @@
 """Distances by metrics that a new one learns from."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from rlpips.checkpoints import tensors_digest
+from rlpips.datasets import collate
 from rlpips.errors import DatasetError
 from rlpips.files import write_atomically
 from rlpips.objectives import Metric, activated, distances
+from rlpips.processes import Processes
 
 _BLOCK = 512  # triplets that are measured, and kept, together
 _LEAST = 1e-6  # distance below which the logarithm is cut off
+
+
+def digest(metric: Metric) -> str | None:
+    """Digest the tensors of a metric; of one that is no module there are none."""
+    return tensors_digest(metric.state_dict()) if isinstance(metric, nn.Module) else None
 
 
 def teach(
@@ -32,11 +41,14 @@ def teach(
 ) -> Tensor:
     """Measure both distances of every triplet by all metrics; what is measured is kept and found again.
 
+    Under `torchrun` the processes share the work.
+
     Args:
         metrics: the teachers by name, on `device`, of images `(N, 3, H, W)` in [-1, 1].
         data: triplets, items with `ref`, `p0` and `p1`.
         folder: where distances are kept, made if there is none.
-        description: what the data is, for JSON; distances are found again for the same description only.
+        description: what the data is, for JSON; distances are found again for the same description only, and
+            for the same weights of a teacher.
         batch_size: triplets that run at once.
         device: where to compute.
         workers: processes that read data.
@@ -47,30 +59,34 @@ def teach(
         float32.
 
     Raises:
-        DatasetError: a teacher gives no finite distance.
+        DatasetError: a teacher gives no finite distance, or images differ in size.
         OSError: the folder cannot be written.
     """
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
+    processes = Processes.current()
     count = len(data)  # type: ignore[arg-type]
+    blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
     logs = []
     for name, metric in metrics.items():
-        key = hashlib.sha256(
-            json.dumps([name, precision, count, description], sort_keys=True).encode()
-        ).hexdigest()[:12]
-        blocks = []
-        with tqdm(desc=f"teacher {name}", total=count, unit="triplet", disable=None) as bar:
-            for start in range(0, count, _BLOCK):
-                rows = range(start, min(start + _BLOCK, count))
-                file = folder / f"{key}-{start:08d}-{len(rows)}.npy"
-                if not file.exists():
-                    loader = DataLoader(Subset(data, rows), batch_size, num_workers=workers)
+        what = json.dumps([name, digest(metric), precision, count, description], sort_keys=True)
+        key = hashlib.sha256(what.encode()).hexdigest()[:12]
+        paths = [folder / f"{key}-{rows.start:08d}-{len(rows)}.npy" for rows in blocks]
+        hidden = None if processes.rank == 0 else True
+        with tqdm(desc=f"teacher {name}", total=count, unit="triplet", disable=hidden) as bar:
+            for number, (path, rows) in enumerate(zip(paths, blocks, strict=True)):
+                if number % processes.count == processes.rank and not path.exists():
+                    some = Subset(data, rows)
+                    loader = DataLoader(some, batch_size, num_workers=workers, collate_fn=collate)
                     found = torch.cat([_measure(metric, batch, device, precision) for batch in loader])
-                    _save(file, found)
-                blocks.append(torch.from_numpy(np.load(file)))
+                    buffer = io.BytesIO()
+                    np.save(buffer, found.numpy())
+                    write_atomically(path, buffer.getvalue())
                 bar.update(len(rows))
-        measured = torch.cat(blocks)
+        if processes.count > 1:
+            torch.distributed.barrier()
+        measured = torch.cat([torch.from_numpy(np.load(path)) for path in paths])
         if not measured.isfinite().all():
             raise DatasetError(f"the teacher {name} gives distances that are not finite")
         logs.append(measured.clamp(min=_LEAST).log())
@@ -98,11 +114,3 @@ def _measure(
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
             ref, p0, p1 = (activated(metric, each) for each in (ref, p0, p1))
         return torch.stack([distances(metric, p0, ref), distances(metric, p1, ref)], dim=1).float().cpu()
-
-
-def _save(file: Path, found: Tensor) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, found.numpy())
-    write_atomically(file, buffer.getvalue())

@@ -6,13 +6,10 @@ resumed ends with the weights of one that was not, on the same machine.
 
 import contextlib
 import copy
-import csv
 import dataclasses
-import io
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -21,23 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import rlpips
 from rlpips import checkpoints
+from rlpips.datasets import collate
 from rlpips.errors import DatasetError, MissingExtraError
 from rlpips.evaluation import accuracy, mean_of, measure_2afc
-from rlpips.files import write_atomically
 from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
+from rlpips.objectives import Metric, distances
 from rlpips.processes import Processes
 from rlpips.recipes import Recipe
-from rlpips.teachers import choices
+from rlpips.runs import RunFolder
+from rlpips.samples import save_attacked_triplets
+from rlpips.teachers import choices, digest, teach
 
-_SAVE_EVERY = 60.0  # seconds between two records of the state
+_SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
 _LOG_EVERY = 20  # steps that one row of the log sums up
+_SAMPLES = 4  # triplets in a picture
+_SCALED = 512  # triplets that fix the scale of distances
 
 Items = Dataset[dict[str, Any]]
+Lessons = tuple[Tensor, Tensor]  # log distances by the first teacher, `(N, 2)`, and choices by all, `(N,)`
 
 
 @dataclass
@@ -48,8 +51,8 @@ class Settings:
         device: where to train.
         workers: processes that read data.
         parts: in how many parts a step is computed, to save memory (gradient accumulation).
-        validation_attack: gradient steps of the PGD attack, with the recipe's `eps`, that validates; 0 none.
-        validation_limit: the most triplets that validate.
+        validation_steps: gradient steps of the attack that validates, the recipe's (PGD for 'ssa'); 0: none.
+        validation_limit: the most triplets that validate, evenly spaced over the data.
         tensorboard: also write TensorBoard's log.
     """
 
@@ -128,60 +131,6 @@ def rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return rise * (1 - max(0, late) / max(1, recipe.decay_epochs))
 
 
-class _Run:
-    """A run's folder: `run.json`, `log.csv`, `scores.csv`, `state.pth`, and at the end `metric.pth`."""
-
-    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
-        self.folder = folder
-        self.description = description
-
-    def open(self) -> dict[str, Any] | None:
-        """Make the folder, or check that what lies there is this run; return the state to go on from.
-
-        Raises:
-            ValueError: another run lies there, or something else.
-        """
-        path = self.folder / "run.json"
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            changed = [
-                f"{section}.{key} was {there.get(section, {}).get(key)!r} and is now {value!r}"
-                for section in ("recipe", "data")
-                for key, value in self.description[section].items()
-                if there.get(section, {}).get(key) != value
-            ]
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds another run: {'; '.join(changed)}. "
-                    "Use the same recipe and data to go on with it, or another folder"
-                )
-        elif self.folder.exists() and any(each.name != "teachers" for each in self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty, and holds no run")
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(self.description, indent=2) + "\n").encode())
-        state = self.folder / "state.pth"
-        if not state.exists():
-            return None
-        loaded: dict[str, Any] = checkpoints.load(state)
-        return loaded
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the state, whole or not at all."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(self.folder / "state.pth", buffer.getvalue())
-
-    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write a table as CSV; its columns are those of all rows."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.folder / name, text.getvalue().encode())
-
-
 @dataclass
 class _State:
     """All that changes while a run goes on."""
@@ -200,6 +149,7 @@ class _State:
         return self.loss.metric if self.average is None else self.average
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all of it as tensors and plain containers."""
         return {
             "step": self.step,
             "loss": self.loss.state_dict(),
@@ -211,6 +161,7 @@ class _State:
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
+        """Go back to what `to_dict` returned."""
         self.loss.load_state_dict(saved["loss"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None:
@@ -232,24 +183,27 @@ def train(
     out: str | PathLike[str],
     *,
     validation: Items | None = None,
-    teachers: Tensor | None = None,
+    teachers: Mapping[str, Metric] | None = None,
     settings: Settings | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train a metric, or go on with a run that was interrupted.
 
-    Under `torchrun` each process computes its share of every step, and what comes out is the same but for
-    rounding (and dropout, which each process draws for itself).
+    The state is kept every minute, and after each epoch. Under `torchrun` each process computes its share of
+    every step, and what comes out is the same but for rounding (and dropout, which each process draws for
+    itself, and the contrastive loss, which takes other references from the same process).
 
     Args:
         recipe: how to train.
         data: triplets, such as `rlpips.TwoAFC` or `rlpips.triplets.PhotoTriplets`: items with `ref`, `p0` and
             `p1` `(3, H, W)` in [-1, 1], all of one size, `judge`, the share that chose `p1`, and `index`.
             Where `judge` is NaN, the image that the teachers think nearer counts as chosen.
-        out: the run's folder: made, or the one of the same run that was interrupted.
+        out: the run's folder: made, or the one of the same run that was interrupted. Beside the metric it
+            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.pth`, the teachers' distances and,
+            where there are attacks and triplets to validate on, pictures of attacked ones (`samples`).
         validation: triplets that scores are measured on, after each epoch.
-        teachers: what `rlpips.teachers.teach` returned: log distances by metrics to learn from, of which the
-            first gives distances, and all together judge what nobody has.
+        teachers: metrics to learn from, by name, on the device of `settings`: the first gives distances and
+            the scale, and all together judge what nobody has.
         settings: where and how fast.
         description: what the data is, for the metadata of the metric; another one is another run.
 
@@ -258,66 +212,105 @@ def train(
 
     Raises:
         CheckpointError: the run's state is damaged.
-        DatasetError: the data are too few, or differ in size.
+        DatasetError: the data are too few, differ in size, or lack judgements.
+        MissingExtraError: TensorBoard is not installed (extra 'tensorboard').
         OSError: files cannot be written.
         ValueError: arguments do not fit, or the folder holds something else.
     """
-    settings = settings or Settings()
+    settings, teachers = settings or Settings(), teachers or {}
     processes = Processes.current()
     count = len(data)  # type: ignore[arg-type]
     _check(recipe, count, validation, teachers, settings.parts * processes.count)
-    about = {
-        **(description or {}),
-        "count": count,
-        "learned": None if teachers is None else _digest(teachers),
+    about: dict[str, Any] = {
+        "recipe": recipe.to_json(),
+        "data": {**(description or {}), "count": count},
+        "teachers": {name: digest(metric) for name, metric in teachers.items()},
+        "rlpips": rlpips.__version__,
+        "torch": str(torch.__version__),
     }
-    run = _Run(Path(out), {"recipe": recipe.to_json(), "data": about, "rlpips": rlpips.__version__})
-    device = torch.device(settings.device)
-    state = _new_state(recipe, teachers, device)
-    saved = run.open() if processes.rank == 0 else None
-    if processes.count > 1:
-        torch.distributed.barrier()
-        saved = run.open()
-    if saved is not None:
-        state.load(saved)
-    if not state.stale(recipe.patience):
-        _climb(recipe, data, validation, teachers, settings, run, state, device)
-    path = run.folder / "metric.pth"
+    run = RunFolder(Path(out), about)
     if processes.rank == 0:
-        metadata = {
-            **run.description,
-            "torch": str(torch.__version__),
-            "steps": state.step,
-            "scores": state.scores,
-        }
-        checkpoints.save(path, state.best or state.metric.state_dict(), metadata)
-    if processes.count > 1:
-        torch.distributed.barrier()
+        run.open()
+    _meet(processes)
+    device = torch.device(settings.device)
+    lessons = None
+    if teachers:
+        logs = teach(
+            teachers,
+            data,
+            run.path / "teachers",
+            about["data"],
+            device=device,
+            workers=settings.workers,
+            precision=recipe.precision,
+        )
+        lessons = logs[0], choices(logs)
+    state = _new_state(recipe, lessons, device)
+    saved = run.load_state()
+    if saved is not None:
+        try:
+            state.load(saved)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise run.damaged() from error
+    if not state.stale(recipe.patience):
+        _climb(recipe, data, validation, lessons, settings, run, state, device)
+    path = run.path / "metric.pth"
+    if processes.rank == 0:
+        metric = state.metric
+        if state.best is not None:
+            metric.load_state_dict(state.best)
+        if lessons is not None:
+            rescale(metric, data, lessons[0])
+        metadata = {**about, "steps": state.step, "scores": state.scores}
+        checkpoints.save(path, metric.state_dict(), metadata)
+    _meet(processes)
     return path
 
 
+@torch.no_grad()
+def rescale(metric: LPIPS, data: Items, wanted: Tensor) -> None:
+    """Multiply the heads so that the median ratio of distances to those wanted is 1, which moves no ranking.
+
+    Args:
+        metric: the metric; it is put into eval mode.
+        data: triplets, of which up to `_SCALED` are measured.
+        wanted: log distances of `p0` and `p1` to `ref`, `(len(data), 2)`.
+    """
+    metric.eval()
+    rows = range(0, len(wanted), -(-len(wanted) // _SCALED))
+    device = metric.scaling_layer.shift.device
+    own = []
+    for batch in DataLoader(Subset(data, rows), 32, collate_fn=collate):
+        ref, p0, p1 = (batch[name].to(device) for name in ("ref", "p0", "p1"))
+        own.append(torch.stack([distances(metric, p0, ref), distances(metric, p1, ref)], dim=1).cpu())
+    ratio = wanted[list(rows)].exp() / torch.cat(own).clamp(min=1e-6)
+    for lin in metric.lins:
+        lin.weight.mul_(ratio.median())  # type: ignore[operator]
+
+
+def _meet(processes: Processes) -> None:
+    if processes.count > 1:
+        torch.distributed.barrier()
+
+
 def _check(
-    recipe: Recipe, count: int, validation: Items | None, teachers: Tensor | None, pieces: int
+    recipe: Recipe, count: int, validation: Items | None, teachers: Mapping[str, Metric], pieces: int
 ) -> None:
     if count < recipe.batch:
         raise DatasetError(f"{count} triplets are too few for a batch of {recipe.batch}")
     if recipe.batch % pieces:
         raise ValueError(f"a batch of {recipe.batch} does not divide among {pieces} processes and parts")
-    if teachers is not None and teachers.shape[1:] != (count, 2):
-        raise ValueError(f"teachers must be of shape (T, {count}, 2), got {tuple(teachers.shape)}")
-    if teachers is None and (recipe.distill or recipe.distill_attacked):
+    if recipe.mode == "contrastive" and recipe.batch < 2 * pieces:
+        raise ValueError("mode='contrastive' needs two triplets at once, in each process and part")
+    if not teachers and (recipe.distill or recipe.distill_attacked):
         raise ValueError("distill needs teachers")
     if recipe.patience and validation is None:
         raise ValueError("patience needs triplets to validate on")
 
 
-def _digest(teachers: Tensor) -> str:
-    return checkpoints.tensors_digest({"teachers": teachers})
-
-
-def _new_state(recipe: Recipe, teachers: Tensor | None, device: torch.device) -> _State:
+def _new_state(recipe: Recipe, lessons: Lessons | None, device: torch.device) -> _State:
     metric = new_metric(recipe)
-    scale = 1.0 if teachers is None else float(teachers[0].median().exp())
+    scale = 1.0 if lessons is None else float(lessons[0].median().exp())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         loss = TripletLoss(metric, recipe, scale).to(device)
@@ -329,9 +322,9 @@ def _climb(
     recipe: Recipe,
     data: Items,
     validation: Items | None,
-    teachers: Tensor | None,
+    lessons: Lessons | None,
     settings: Settings,
-    run: _Run,
+    run: RunFolder,
     state: _State,
     device: torch.device,
 ) -> None:
@@ -339,72 +332,77 @@ def _climb(
     from tqdm import tqdm
 
     processes = Processes.current()
-    lessons = None if teachers is None else (teachers[0], choices(teachers))
+    first = processes.rank == 0
     per_epoch = len(data) // recipe.batch  # type: ignore[arg-type]
-    total = per_epoch * recipe.total_epochs
     model: nn.Module = state.loss
     if processes.count > 1:
         model = nn.parallel.DistributedDataParallel(state.loss)
     model.train()
-    board = _board(run.folder, state.step) if settings.tensorboard and processes.rank == 0 else None
+    board = _board(run.path, state.step) if settings.tensorboard and first else None
     saved_at = time.monotonic()
     sums: dict[str, Tensor] = {}
+    summed = 0
     with tqdm(
-        desc=run.folder.name,
-        total=total * recipe.batch,
+        desc=run.path.name,
+        total=per_epoch * recipe.total_epochs * recipe.batch,
         initial=state.step * recipe.batch,
         unit="triplet",
-        disable=None if processes.rank == 0 else True,
+        disable=None if first else True,
     ) as bar:
         for batch in _batches(recipe, data, state.step, per_epoch, settings.workers, processes):
             factor = rate(recipe, state.step, per_epoch)
             for group in state.optimizer.param_groups:
                 group["lr"] = recipe.lr * group["factor"] * factor
             triplets = _triplets(batch, lessons, recipe, state.step, device, processes)
-            terms = _step(recipe, model, state, triplets, settings.parts)
-            for name, value in terms.items():
+            for name, value in _step(recipe, model, state, triplets, settings.parts).items():
                 sums[name] = sums.get(name, 0) + value
+            summed += 1
             state.step += 1
             bar.update(recipe.batch)
-            if state.step % _LOG_EVERY == 0 or state.step == total:
-                steps = (state.step - 1) % _LOG_EVERY + 1
-                row: dict[str, Any] = {
-                    "step": state.step,
-                    "epoch": (state.step - 1) // per_epoch + 1,
-                    "lr": recipe.lr * factor,
-                }
-                row |= _means(sums, steps, processes)
-                sums = {}
-                state.rows.append(row)
-                bar.set_postfix(
-                    {k: f"{row[k]:.3f}" for k in ("loss", "accuracy", "attacked_accuracy") if k in row}
-                )
-                if board is not None:
-                    for name in row:
-                        board.add_scalar(f"train/{name}", row[name], state.step)
-            if state.step % per_epoch == 0 and validation is not None:
-                scores = _validate(recipe, state, validation, settings, device)
-                state.scores.append({"epoch": state.step // per_epoch, **scores})
-                if recipe.patience and scores["score"] >= max(each["score"] for each in state.scores):
+            epoch, left = divmod(state.step, per_epoch)
+            if left and state.step % _LOG_EVERY:
+                continue
+            means = _means(sums, summed, processes)
+            sums, summed = {}, 0
+            state.rows.append(
+                {"step": state.step, "epoch": epoch + bool(left), "lr": recipe.lr * factor, **means}
+            )
+            bar.set_postfix(_shown(means))
+            _note(board, "train", state.rows[-1], state.step)
+            if not left and validation is not None:
+                picture = run.path / "samples" / f"epoch-{epoch:02}.png" if first else None
+                scores = _validate(recipe, state, validation, settings, device, picture)
+                if recipe.patience and scores["score"] > max((s["score"] for s in state.scores), default=-1):
                     state.best = {k: v.detach().cpu().clone() for k, v in state.metric.state_dict().items()}
-                if board is not None:
-                    for name in scores:
-                        board.add_scalar(f"validation/{name}", scores[name], state.step)
-            stop = state.step % per_epoch == 0 and state.stale(recipe.patience)
-            at_mark = not sums  # between rows, so that none is lost or counted twice
-            if (
-                processes.rank == 0
-                and at_mark
-                and (stop or state.step == total or time.monotonic() - saved_at > _SAVE_EVERY)
-            ):
-                run.save(state.to_dict())
+                state.scores.append({"epoch": epoch, **scores})
+                _note(board, "validation", scores, state.step)
+            # only here, between rows, so that none is lost or counted twice
+            if first and (not left or time.monotonic() - saved_at > _SAVE_EVERY):
+                run.save_state(state.to_dict())
                 run.write_rows("log.csv", state.rows)
                 run.write_rows("scores.csv", state.scores)
                 saved_at = time.monotonic()
-            if stop:
+            if not left and state.stale(recipe.patience):
                 break
     if board is not None:
         board.close()
+
+
+def _shown(means: Mapping[str, float]) -> dict[str, str]:
+    """Return what the progress bar says: of attacked triplets, the share on which the metric errs."""
+    shown = {"loss": means["loss"]}
+    if "accuracy" in means:
+        shown["accuracy"] = means["accuracy"]
+    if "attacked_accuracy" in means:
+        shown["attack success"] = 1 - means["attacked_accuracy"]
+    return {name: f"{value:.3f}" for name, value in shown.items()}
+
+
+def _note(board: Any, section: str, values: Mapping[str, float], step: int) -> None:
+    """Write numbers to TensorBoard's log, if there is one."""
+    if board is not None:
+        for name, value in values.items():
+            board.add_scalar(f"{section}/{name}", value, step)
 
 
 def _batches(
@@ -420,12 +418,12 @@ def _batches(
                 batch = order[k * recipe.batch : (k + 1) * recipe.batch]
                 yield batch[processes.rank :: processes.count].tolist()
 
-    return iter(DataLoader(data, batch_sampler=rows(), num_workers=workers))
+    return iter(DataLoader(data, batch_sampler=rows(), num_workers=workers, collate_fn=collate))
 
 
 def _triplets(
     batch: Mapping[str, Any],
-    lessons: tuple[Tensor, Tensor] | None,
+    lessons: Lessons | None,
     recipe: Recipe,
     step: int,
     device: torch.device,
@@ -441,12 +439,22 @@ def _triplets(
     if lessons is not None:
         wanted, chosen = (each[batch["index"]] for each in lessons)
         judge = torch.where(judge.isnan(), chosen, judge)
-        wanted = wanted.to(device)
     if judge.isnan().any():
         raise DatasetError("the triplets have no judgements, and there are no teachers")
     numbers = torch.arange(processes.rank, recipe.batch, processes.count)
     ref, x0, x1, judge, numbers = (each.contiguous().to(device) for each in (*images, judge, numbers))
-    return Triplets(ref, x0, x1, judge, wanted, numbers, recipe.batch)
+    wanted = None if wanted is None else wanted.to(device)
+    other = _next(ref, processes) if recipe.attack == "ssa" else ref
+    return Triplets(ref, x0, x1, judge, wanted, other, numbers, recipe.batch)
+
+
+def _next(ref: Tensor, processes: Processes) -> Tensor:
+    """Return the references of the next triplets of the step, which other processes may have."""
+    every = [ref]
+    if processes.count > 1:
+        every = [torch.empty_like(ref) for _ in range(processes.count)]
+        torch.distributed.all_gather(every, ref)
+    return torch.stack(every, dim=1).flatten(0, 1).roll(-1, dims=0)[processes.rank :: processes.count]
 
 
 def _step(
@@ -494,33 +502,51 @@ def _means(sums: Mapping[str, Tensor], steps: int, processes: Processes) -> dict
 
 
 def _validate(
-    recipe: Recipe, state: _State, validation: Items, settings: Settings, device: torch.device
+    recipe: Recipe,
+    state: _State,
+    validation: Items,
+    settings: Settings,
+    device: torch.device,
+    picture: Path | None,
 ) -> dict[str, float]:
-    """Score the metric on triplets, as they are and attacked in each way that the recipe knows."""
+    """Score the metric on triplets, as they are and attacked in each way that the recipe knows.
+
+    A picture, where one is wanted, shows some of them attacked in the first of these ways.
+    """
     metric, training = state.metric, state.metric.training
     metric.eval()
-    cases: dict[str, Any] = {"natural": (None, "x0")}
-    if recipe.mode != "natural" and settings.validation_steps:
-        pgd = dataclasses.replace(recipe, attack="linf", steps=settings.validation_steps, step_size=None)
-        cases |= {
-            perturb: (pgd.make_attack(recipe.eps, 0), perturb)
-            for perturb in recipe.perturb
-            if perturb != "self"
-        }
+    limit = settings.validation_limit
+    targets = [perturb for perturb in recipe.perturb if perturb != "self"]
+    if recipe.mode == "natural" or not settings.validation_steps:
+        targets = []
+    kind = "linf" if recipe.attack == "ssa" else recipe.attack
+    stronger = dataclasses.replace(recipe, attack=kind, steps=settings.validation_steps or 1, step_size=None)
+    attack = stronger.make_attack(recipe.eps, 0)
     scores = {}
-    for name, (attack, perturb) in cases.items():
+    for name, perturb in [("natural", None), *((target, target) for target in targets)]:
         columns = measure_2afc(
             metric,
-            validation,  # type: ignore[arg-type]
-            attack,
-            perturb,
+            _spread(validation, limit),  # type: ignore[arg-type]
+            attack if perturb else None,
+            perturb or "x0",
             device=device,
-            limit=settings.validation_limit,
         )
         scores[name] = mean_of(accuracy)(*columns)
+    if targets and picture is not None:
+        some = _spread(validation, _SAMPLES)
+        examples = [some[i] for i in range(len(some))]
+        save_attacked_triplets(picture, metric, examples, attack, targets[0], device)
     metric.train(training)
     natural, *attacked = scores.values()
-    return {"score": (natural + float(np.mean(attacked))) / 2 if attacked else natural, **scores}
+    score = (natural + float(np.mean(attacked))) / 2 if attacked else natural
+    return {"score": score, **scores}
+
+
+def _spread(data: Items, limit: int | None) -> Subset[dict[str, Any]]:
+    """Take so many items at most, evenly spaced, as data sets list one subset after the other."""
+    count = len(data)  # type: ignore[arg-type]
+    taken = min(count, limit or count)
+    return Subset(data, [i * count // taken for i in range(taken)])
 
 
 def _board(folder: Path, step: int) -> Any:

@@ -20,7 +20,7 @@ def test_every_name_of_lpips_that_scripts_call_is_here():
     names = (
         "LPIPS normalize_tensor spatial_average upsample l2 psnr dssim tensor2np np2tensor tensor2im im2tensor "
         "tensor2vec tensor2tensorlab tensorlab2tensor load_image voc_ap ScalingLayer NetLinLayer Dist2LogitLayer "
-        "BCERankingLoss L2 DSSIM FakeNet print_network"
+        "BCERankingLoss L2 DSSIM FakeNet print_network Trainer"
     )
     for name in names.split():
         assert hasattr(lpips, name)
