@@ -152,8 +152,7 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         default="robust",
-        help="'robust' (the default), 'standard' (LPIPS'), a name from 'rlpips weights list', or a checkpoint "
-        "file",
+        help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', or a file",
     )
     group.add_argument("--version", choices=["0.1", "0.0"], default="0.1", help="version of LPIPS (0.1)")
     group.add_argument(

@@ -6,9 +6,14 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpips.cli_parts import load_metric, positive
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlpips.objectives import Metric
 
 
 def add_train(commands: Any) -> None:
@@ -143,6 +148,16 @@ def _train(options: argparse.Namespace) -> int:
     if processes.rank == 0:
         sys.stdout.write(f"{path}\n")
     return 0
+
+
+def _load_teacher(text: str, device: "torch.device") -> "Metric":
+    """Build a metric of images in [-1, 1] by the name of a panel's, or as 'rlpips evaluate' does."""
+    from rlpips.panel import METRICS
+
+    if text not in METRICS:
+        return load_metric(text, device)[0]
+    metric = METRICS[text]()
+    return lambda a, b: metric((a + 1) / 2, (b + 1) / 2)
 
 
 def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:

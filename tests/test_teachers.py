@@ -4,7 +4,7 @@ import torch
 from toys import Triplets, random_metric
 
 import rlpips
-from rlpips.teachers import teach
+from rlpips.teachers import choices, teach
 
 
 class Counting(torch.nn.Module):
@@ -25,12 +25,14 @@ def logs(metric, data):
         return torch.stack([metric(p, data.ref).flatten().log() for p in (data.p0, data.p1)], dim=1)
 
 
-def test_teachers_agree_on_one_scale(tmp_path):
+def test_every_teacher_is_asked_and_all_choose_together(tmp_path):
     data, perceptual, plain = Triplets(9), random_metric(), Counting()
     found = teach({"one": perceptual, "other": plain}, data, tmp_path, {}, batch_size=4)
-    one, other = logs(perceptual, data), logs(plain, data)
-    assert found.shape == (9, 2)
-    torch.testing.assert_close(found, (one + other - other.mean() + one.mean()) / 2, atol=1e-4, rtol=0)
+    expected = torch.stack([logs(perceptual, data), logs(plain, data)])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    means = found.exp().prod(dim=0).sqrt()
+    assert torch.equal(choices(found), (means[:, 1] < means[:, 0]).float())
+    assert 0 < choices(found).sum() < 9
 
 
 def test_distances_are_kept_and_found_again(tmp_path):

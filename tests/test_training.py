@@ -175,6 +175,17 @@ def test_bfloat16_symmetries_and_eps_range(recipe, tmp_path):
     assert all(value.isfinite().all() for value in after.values())
 
 
+def test_a_metric_that_has_teachers_keeps_the_scale_of_the_first(start, tmp_path):
+    data, teacher = Triplets(judge=None), random_metric(seed=5)
+    other = random_metric(seed=6)
+    recipe = Recipe(weights=start, train="all", dropout=False, batch=16, epochs=1, decay_epochs=0)
+    path = train(recipe, data, tmp_path / "run", teachers={"first": teacher, "second": other})
+    trained = rlpips.LPIPS(weights=path, check_range=False)
+    with torch.no_grad():
+        ratios = [trained(p, data.ref) / teacher(p, data.ref) for p in (data.p0, data.p1)]
+    assert torch.cat(ratios).median().item() == pytest.approx(1, abs=0.02)
+
+
 def test_distillation_pulls_distances_to_the_teachers(start, tmp_path):
     data, teacher = Triplets(judge=None), random_metric(seed=5)
     recipe = Recipe(weights=start, batch=8, epochs=15, decay_epochs=0, lr=0.02, distill=1.0, dropout=False)
