@@ -83,7 +83,7 @@ def _transforming() -> bool:
 
 
 def fused(f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor, weight: Tensor) -> Tensor:
-    """Compute `plain` with the activations' `lengths`; gradients flow to the activations alone."""
+    """Compute `plain` with the activations' `lengths`, `(N, 1, h, w)`, which count as functions of them."""
     distance: Tensor = _Fused.apply(f0, length0, f1, length1, weight)
     return distance
 
@@ -127,11 +127,14 @@ class _Fused(torch.autograd.Function):
             for inv, length in zip(inverse, long, strict=True)
         ]
         needed = [k for k in (0, 1) if ctx.needs_input_grad[2 * k]]
+        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[4] else None
         found = {k: torch.empty_like(rows[k]) for k in needed}
         scale = {0: 2 * _rows(grad), 1: -2 * _rows(grad)}
         for block in _blocks(rows[0]):
             change = rows[0][block] * inverse[0][block]
             change -= rows[1][block] * inverse[1][block]
+            if to_weight is not None:
+                to_weight += (change.square() * scale[0][block]).sum(dim=0) / 2
             change *= weight
             for k in needed:
                 f, factor = rows[k][block], scale[k][block]
@@ -143,16 +146,18 @@ class _Fused(torch.autograd.Function):
             found[k].view(count, height, width, -1).permute(0, 3, 1, 2) if k in needed else None
             for k in (0, 1)
         )
-        return first, None, second, None, None
+        return first, None, second, None, to_weight
 
 
 def _plain_backward(
     needed: tuple[bool, ...], f0: Tensor, f1: Tensor, weight: Tensor, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Differentiate the formula, for derivatives of higher order."""
+    wanted = [k for k in (0, 2, 4) if needed[k]]
     with torch.enable_grad():
-        a, b = f0.view_as(f0), f1.view_as(f1)  # apart even where both are one tensor
-        wanted = [f for f, need in ((a, needed[0]), (b, needed[2])) if need]
-        found = list(torch.autograd.grad(plain(a, b, weight), wanted, grad, create_graph=True))
-    first = found.pop(0) if needed[0] else None
-    return first, None, found[0] if needed[2] else None, None, None
+        # apart even where both are one tensor
+        inputs = {0: f0.view_as(f0), 2: f1.view_as(f1), 4: weight.view_as(weight)}
+        value = plain(inputs[0], inputs[2], inputs[4])
+        found = torch.autograd.grad(value, [inputs[k] for k in wanted], grad, create_graph=True)
+    gradients = dict(zip(wanted, found, strict=True))
+    return tuple(gradients.get(k) for k in range(5))

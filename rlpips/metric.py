@@ -329,7 +329,8 @@ class LPIPS(nn.Module):
         assert lin is None or isinstance(lin, NetLinLayer)
         weight = f0.new_ones(f0.shape[1]) if lin is None else lin.weight.flatten()
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        if comparison.fusible(f0, f1) and not (lin and (lin.training or weight.requires_grad)):
+        dropout = lin is not None and lin.training and len(lin.model) > 1
+        if comparison.fusible(f0, f1) and not dropout:
             return comparison.fused(f0, reference0.lengths[k], f1, reference1.lengths[k], weight)
         squares = comparison.squares(f0, f1)
         for layer in lin.model[:-1] if lin else ():  # dropout, if any

@@ -28,23 +28,22 @@ def block(request, monkeypatch):
 
 @pytest.mark.parametrize("last", [True, False])
 def test_blocks_give_the_formulas_values_and_gradients(block, last):
-    weight = torch.randn(24, dtype=torch.float64)
+    weight = torch.randn(24, dtype=torch.float64, requires_grad=True)
     towards = torch.randn(3, 1, 5, 7, dtype=torch.float64)
     found = []
     for measure in (fused, comparison.plain):
         f0, f1 = (features(seed, last=last).requires_grad_() for seed in (0, 1))
         value = measure(f0, f1, weight)
-        found.append((value, *torch.autograd.grad((value * towards).sum(), (f0, f1))))
+        found.append((value, *torch.autograd.grad((value * towards).sum(), (f0, f1, weight))))
     for ours, expected in zip(*found, strict=True):
         assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_second_derivatives_are_those_of_the_formula():
-    weight = torch.rand(4, dtype=torch.float64)
+    weight = torch.rand(4, dtype=torch.float64, requires_grad=True)
     f0, f1 = (features(seed, (2, 4, 2, 3)).abs().add(0.1).requires_grad_() for seed in (0, 1))
-    measure = lambda a, b: fused(a, b, weight)  # noqa: E731
-    assert torch.autograd.gradcheck(measure, (f0, f1))
-    assert torch.autograd.gradgradcheck(measure, (f0, f1))
+    assert torch.autograd.gradcheck(fused, (f0, f1, weight))
+    assert torch.autograd.gradgradcheck(fused, (f0, f1, weight))
     assert torch.autograd.gradgradcheck(lambda a: fused(a, a, weight) + fused(a, f1.detach(), weight), f0)
 
 
