@@ -141,21 +141,21 @@ class TripletLoss(nn.Module):
         recipe, found = self.recipe, []
         if recipe.mode == "natural":
             return []
-        training, trainable = self.training, [p for p in self.parameters() if p.requires_grad]
-        self.eval().requires_grad_(False)
+        training = self.training
+        self.eval()
         try:
-            for k, perturb in enumerate(recipe.perturb):
-                share = triplets.numbers * len(recipe.perturb) // triplets.whole
-                rows = (share == k).nonzero().flatten()
-                if not len(rows):
-                    continue
-                some = triplets[rows]
-                objective = self._objective(some, perturb)
-                start = some.ref if isinstance(objective, Inflate) else objective.x
-                found.append(Attacked(perturb, rows, attack(objective, start, some.numbers.tolist())))
+            # the outermost autocast keeps what those within it cast: the weights, for all passes
+            with torch.autocast(triplets.ref.device.type, enabled=False):
+                for k, perturb in enumerate(recipe.perturb):
+                    share = triplets.numbers * len(recipe.perturb) // triplets.whole
+                    rows = (share == k).nonzero().flatten()
+                    if not len(rows):
+                        continue
+                    some = triplets[rows]
+                    objective = self._objective(some, perturb)
+                    start = some.ref if isinstance(objective, Inflate) else objective.x
+                    found.append(Attacked(perturb, rows, attack(objective, start, some.numbers.tolist())))
         finally:
-            for parameter in trainable:
-                parameter.requires_grad_()
             self.train(training)
         return found
 

@@ -1,7 +1,7 @@
 """LPIPS, the learned perceptual image patch similarity of Zhang et al. 2018 (arXiv 1801.03924)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -96,14 +96,16 @@ class Reference:
 
     def __getitem__(self, index: Tensor | slice) -> "Reference":
         """Select images, by a slice, a mask or a tensor of numbers."""
-        if (
-            isinstance(index, Tensor)
-            and index.dtype == torch.int64
-            and comparison.fusible(index)
-            and torch.equal(index, torch.arange(len(self.features[0]), device=index.device))
-        ):
-            return self  # an attack asks for all images at every step, and need not copy them
-        features, lengths = (tuple(each[index] for each in group) for group in (self.features, self.lengths))
+        if isinstance(index, Tensor) and index.dtype == torch.int64:
+            if comparison.fusible(index) and torch.equal(
+                index, torch.arange(len(self.features[0])).to(index)
+            ):
+                return self  # an attack asks for all images at every step, and need not copy them
+            return self._select(lambda each: each.index_select(0, index))
+        return self._select(lambda each: each[index])
+
+    def _select(self, select: Callable[[Tensor], Tensor]) -> "Reference":
+        features, lengths = (tuple(map(select, group)) for group in (self.features, self.lengths))
         return Reference(features, lengths, (len(features[0]), *self.shape[1:]), self.dtype)
 
 
