@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import pickle
+import statistics
 import subprocess
 import sys
 import warnings
@@ -131,16 +132,20 @@ def test_photos_measure_as_with_lpips(real_peers, shared, net, dtype):
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("spatial", [False, True])
-def test_gradients_are_those_of_lpips(net, spatial):
-    ours, theirs = peers(net, spatial=spatial)
-    gradients = []
-    for metric in (ours, theirs):
-        in0 = images(2, 3, 67, 70).requires_grad_()
-        in1 = images(2, 3, 67, 70, seed=1).requires_grad_()
-        metric(in0, in1).mean().backward()
-        gradients.append(torch.cat([in0.grad, in1.grad]))
-    assert torch.isfinite(gradients[1]).all()
-    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_gradients_are_those_of_lpips(net, spatial, dtype, limit):
+    errors = []
+    for seed in range(5 if dtype == torch.float32 else 1):
+        gradients = []
+        for metric in peers(net, dtype, spatial=spatial):
+            in0 = images(2, 3, 67, 70, seed=2 * seed, dtype=dtype).requires_grad_()
+            in1 = images(2, 3, 67, 70, seed=2 * seed + 1, dtype=dtype).requires_grad_()
+            metric(in0, in1).mean().backward()
+            gradients.append(torch.cat([in0.grad, in1.grad]))
+        assert torch.isfinite(gradients[1]).all()
+        errors.append(((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item())
+    # where float32 rounds, a ReLU or a maximum that is all but tied may fall the other way, in either library
+    assert statistics.median(errors) <= limit, errors
 
 
 def test_an_image_is_at_distance_zero_from_itself_and_distances_are_symmetric():
