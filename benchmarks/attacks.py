@@ -7,13 +7,13 @@ take the same number of steps on the same batch, in float32, with the same rando
 import contextlib
 import io
 import statistics
-import time
 import warnings
 
 import lpips
 import torch
 
 import rlpips
+from benchmarks.timing import in_turn, ratio
 from rlpips.attacks import PGD
 from rlpips.objectives import RankFlip
 
@@ -50,21 +50,12 @@ def main(batch: int = 50, size: int = 64, steps: int = 50, rounds: int = 3) -> N
         objective.goal = float("inf")  # no image is finished early
         PGD("linf", eps, steps)(objective, objective.x)
 
-    times: dict[str, list[float]] = {"reference": [], "rlpips": []}
-    for number in range(rounds + 1):
-        for name, run in (
-            ("reference", lambda: reference_way(theirs, ref, x0, x1, 2 * eps, steps)),
-            ("rlpips", run_ours),
-        ):
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    ratio = statistics.median(a / b for a, b in zip(times["reference"], times["rlpips"], strict=True))
+    ways = {"reference": lambda: reference_way(theirs, ref, x0, x1, 2 * eps, steps), "rlpips": run_ours}
+    times = in_turn(ways, rounds)
     print(f"PGD, {steps} steps on x0, batch {batch}, {size} px, float32, {torch.get_num_threads()} threads")
     for name, each in times.items():
         print(f"{name:12} {statistics.median(each) / steps * 1000:8.1f} ms a step")
-    print(f"{'ratio':12} {ratio:8.2f}")
+    print(f"{'ratio':12} {ratio(times, 'reference', 'rlpips'):8.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The speed of the metric against `lpips`, and against piqa where it is installed.
+"""The speed of the metric against `lpips` and against its backbone alone.
 
 Every row is measured in turn with its rivals in one process, with the same tensors and random weights, and
 reported as the median of the ratios of each round. `lpips` runs as it comes out of its constructor.
@@ -11,7 +11,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -22,22 +21,11 @@ import lpips
 import torch
 
 import rlpips
+from benchmarks.timing import in_turn, ratio
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SHAPES = {"alex": [(8, 3, 256, 256), (32, 3, 64, 64)], "vgg": [(2, 3, 256, 256)]}
 Run = Callable[[], Any]
-
-
-def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Time each run in turn, `rounds` times after one that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 def metrics(net: str) -> dict[str, torch.nn.Module]:
@@ -94,21 +82,10 @@ def rows(net: str, shape: tuple[int, ...]) -> dict[str, dict[str, Run]]:
     }
 
 
-def others(net: str, x: torch.Tensor, y: torch.Tensor) -> dict[str, Run]:
-    """Return forward passes of what other installed packages call LPIPS, if they build without a network."""
-    found: dict[str, Run] = {}
-    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-        import piqa
-
-        piqa_metric = piqa.LPIPS(network=net, pretrained=False)
-        found["piqa"] = torch.no_grad()(lambda: piqa_metric((x + 1) / 2, (y + 1) / 2))
-    return found
-
-
 def versions() -> dict[str, str]:
     """Return the versions of what is measured."""
     known = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("torch", "lpips", "piqa"):
+    for name in ("torch", "lpips"):
         with contextlib.suppress(PackageNotFoundError):
             known[name] = version(name)
     return {**known, "rlpips": rlpips.__version__}
@@ -121,19 +98,13 @@ def main(rounds: int = 7) -> None:
     for net, shapes in SHAPES.items():
         for shape in shapes:
             table = rows(net, shape)
-            x, y = torch.rand(shape) * 2 - 1, torch.rand(shape) * 2 - 1
-            table["forward"].update(others(net, x, y))
             for row, runs in table.items():
-                times = measure(runs, rounds)
-                ratios = {
-                    name: statistics.median(a / b for a, b in zip(each, times["rlpips"], strict=True))
-                    for name, each in times.items()
-                    if name != "rlpips"
-                }
+                times = in_turn(runs, rounds)
+                ratios = {name: ratio(times, name, "rlpips") for name in times if name != "rlpips"}
                 milliseconds = {name: statistics.median(each) * 1000 for name, each in times.items()}
                 result.append({"net": net, "shape": shape, "row": row, "ms": milliseconds, "ratios": ratios})
                 size = "x".join(map(str, shape))
-                against = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+                against = "  ".join(f"{name} {value:.2f}" for name, value in ratios.items())
                 print(f"{net:5} {size:14} {row:28} {milliseconds['rlpips']:8.1f} ms  {against}", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     about = {

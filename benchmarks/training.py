@@ -10,7 +10,6 @@ import contextlib
 import io
 import statistics
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 
 import rlpips
 from benchmarks.attacks import reference_way
+from benchmarks.timing import in_turn, ratio
 from rlpips.processes import Processes
 from rlpips.recipes import Recipe
 from rlpips.training import _new_state, _step, _triplets
@@ -75,18 +75,11 @@ def main() -> None:
         state.step += 1
 
     ways = {"reference": reference(batch, start, recipe), "rlpips": ours}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(options.rounds + 1):
-        for name, run in ways.items():
-            begin = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - begin)
-    ratio = statistics.median(a / b for a, b in zip(times["reference"], times["rlpips"], strict=True))
+    times = in_turn(ways, options.rounds)
     print(f"AlexNet, PGD 3 steps on x0, batch 64, 64 px, {options.precision}, {options.threads} threads")
     for name, each in times.items():
         print(f"{name:12} {64 / statistics.median(each):8.1f} triplets a second")
-    print(f"{'ratio':12} {ratio:8.2f}")
+    print(f"{'ratio':12} {ratio(times, 'reference', 'rlpips'):8.2f}")
 
 
 if __name__ == "__main__":

@@ -189,6 +189,11 @@ def tensors_digest(state: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def metric_digest(metric: object) -> str | None:
+    """Digest the tensors of a metric's state dict; None for what is not a module."""
+    return tensors_digest(metric.state_dict()) if isinstance(metric, torch.nn.Module) else None
+
+
 def _shorten(keys: list[str], most: int = 8) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 

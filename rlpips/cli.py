@@ -154,7 +154,12 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
         default="robust",
         help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', or a file",
     )
-    group.add_argument("--version", choices=["0.1", "0.0"], default="0.1", help="version of LPIPS (0.1)")
+    group.add_argument(
+        "--version",
+        choices=["0.1", "0.0"],
+        default="0.1",
+        help="version of LPIPS (0.1); 0.0 goes with --weights standard",
+    )
     group.add_argument(
         "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
     )

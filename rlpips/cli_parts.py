@@ -102,7 +102,7 @@ def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None
     import torch
 
     from rlpips.backbones import ARCHITECTURES
-    from rlpips.checkpoints import tensors_digest
+    from rlpips.checkpoints import metric_digest
 
     head, colon, tail = text.partition(":")
     metric: Any
@@ -116,10 +116,9 @@ def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None
             raise ValueError(f"{text!r} names no metric: {error}") from error
     else:
         metric = rlpips.LPIPS(weights=text, check_range=False)
-    if not isinstance(metric, torch.nn.Module):
-        return metric, None
-    metric = metric.eval().requires_grad_(False).to(device)
-    return metric, tensors_digest(metric.state_dict())
+    if isinstance(metric, torch.nn.Module):
+        metric = metric.eval().requires_grad_(False).to(device)
+    return metric, metric_digest(metric)
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:

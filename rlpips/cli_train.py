@@ -53,7 +53,8 @@ def add_train(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="METRIC",
-        help="metrics to learn distances from, as for 'evaluate --weights'; they also judge what nobody has",
+        help="metrics to learn from, as for 'evaluate --weights', or names of 'triplets --panel': the first "
+        "gives distances, and all together judge what nobody has",
     )
     group.add_argument("--out", type=Path, required=True, metavar="OUT", help="the run's folder")
 

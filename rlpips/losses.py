@@ -217,17 +217,21 @@ class TripletLoss(nn.Module):
         return distances(self.metric, seen[places[: len(a)]], seen[places[len(a) :]])
 
     def _terms(
-        self, d0: Tensor, d1: Tensor, triplets: Triplets, names: Sequence[str], whole: float
+        self, d0: Tensor, d1: Tensor, triplets: Triplets, names: tuple[str, str, str], whole: float
     ) -> dict[str, Tensor]:
         """Return the ranking loss, the accuracy, and with teachers the regression, under these names."""
         logits = guess(self.ranking, d0, d1)
         with torch.no_grad():
             right = torch.where(d1 < d0, triplets.judge, 1 - triplets.judge)
-        values = [F.binary_cross_entropy_with_logits(logits, triplets.judge, reduction="none"), right]
+        entropy, accuracy, regression = names
+        values = {
+            entropy: F.binary_cross_entropy_with_logits(logits, triplets.judge, reduction="none"),
+            accuracy: right,
+        }
         if triplets.teacher is not None:
             error = torch.stack([_log(d0), _log(d1)], dim=1) - triplets.teacher
-            values.append(error.square().mean(dim=1))
-        return {name: value.sum() / whole for name, value in zip(names, values, strict=False)}
+            values[regression] = error.square().mean(dim=1)
+        return {name: value.sum() / whole for name, value in values.items()}
 
 
 def _contrasts(clean: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlpips import objectives
 from rlpips.attacks import Attack, parse_attack
 from rlpips.backbones import ARCHITECTURES
 
 MODES = ("natural", "adversarial", "contrastive")
 TRAIN = ("heads", "all", "scratch")
-PERTURB = ("x0", "x1", "ref", "x0+x1", "self")
-ATTACKS = ("linf", "l2", "apgd-linf", "apgd-l2", "ssa", "stadv")
+PERTURB = (*objectives.PERTURB, "self")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,6 @@ class Recipe:
             "net": tuple(ARCHITECTURES),
             "mode": MODES,
             "train": TRAIN,
-            "attack": ATTACKS,
             "ranking": ("network", "ratio"),
             "schedule": ("linear", "cosine"),
             "precision": ("float32", "bfloat16"),
@@ -158,17 +156,6 @@ class Recipe:
         return {
             k: None if v == math.inf else list(v) if isinstance(v, tuple) else v for k, v in values.items()
         }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Read what `to_json` returned."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := values.keys() - known:
-            raise ValueError(f"a recipe knows no {', '.join(sorted(unknown))}")
-        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        if typed.get("clip", 1) is None:
-            typed["clip"] = math.inf
-        return cls(**typed)
 
 
 RECIPES = {

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlpips.attacks import SSA, Attack
-from rlpips.checkpoints import tensors_digest
+from rlpips.checkpoints import metric_digest
 from rlpips.distortions import DISTORTIONS
 from rlpips.errors import ImageError, MissingExtraError
 from rlpips.examples import Worst, difference, file_names, save_side_by_side
@@ -48,8 +48,7 @@ class RobustnessReport:
         skipped: for each file that was left out, why.
         size: side of the square crops, in pixels.
         seed: of augmentations and distortions; each attack has its own.
-        metrics: for each metric its digest (`rlpips.checkpoints.tensors_digest` of its state dict), None for
-            what is not a module.
+        metrics: for each metric its digest, `rlpips.checkpoints.metric_digest`.
         attacks: for each attack its class and settings.
         attacked: `attacked[source, attack][metric]` are distances `(N,)`, by `metric`, of images to versions
             that the attack made against `source`.
@@ -182,7 +181,7 @@ def robustness(
             raise ValueError(f"the attack {name!r} must have bounds (-1, 1), got {each.bounds}")
     augmentations = _byol(size)
     names, crops, skipped = _load(images, size, limit)
-    digests = {name: _digest(metric) for name, metric in metrics.items()}
+    digests = {name: metric_digest(metric) for name, metric in metrics.items()}
     settings = {name: _settings(attack) for name, attack in attacks.items()}
     pairs = [(source, attack) for source in metrics for attack in attacks]
     parts = Parts() if parts is None else parts
@@ -397,10 +396,6 @@ def _checksum(crops: Sequence[Bytes]) -> str:
     for crop in crops:
         digest.update(crop.data)
     return digest.hexdigest()
-
-
-def _digest(metric: Metric) -> str | None:
-    return tensors_digest(metric.state_dict()) if isinstance(metric, nn.Module) else None
 
 
 def _settings(attack: Attack) -> dict[str, Any]:

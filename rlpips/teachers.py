@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from rlpips.checkpoints import tensors_digest
+from rlpips.checkpoints import metric_digest
 from rlpips.datasets import collate
 from rlpips.errors import DatasetError
 from rlpips.files import write_atomically
@@ -21,11 +21,6 @@ from rlpips.processes import Processes
 
 _BLOCK = 512  # triplets that are measured, and kept, together
 _LEAST = 1e-6  # distance below which the logarithm is cut off
-
-
-def digest(metric: Metric) -> str | None:
-    """Digest the tensors of a metric; of one that is no module there are none."""
-    return tensors_digest(metric.state_dict()) if isinstance(metric, nn.Module) else None
 
 
 def teach(
@@ -70,7 +65,7 @@ def teach(
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
     logs = []
     for name, metric in metrics.items():
-        what = json.dumps([name, digest(metric), precision, count, description], sort_keys=True)
+        what = json.dumps([name, metric_digest(metric), precision, count, description], sort_keys=True)
         key = hashlib.sha256(what.encode()).hexdigest()[:12]
         paths = [folder / f"{key}-{rows.start:08d}-{len(rows)}.npy" for rows in blocks]
         hidden = None if processes.rank == 0 else True

@@ -32,7 +32,7 @@ from rlpips.processes import Processes
 from rlpips.recipes import Recipe
 from rlpips.runs import RunFolder
 from rlpips.samples import save_attacked_triplets
-from rlpips.teachers import choices, digest, teach
+from rlpips.teachers import choices, teach
 
 _SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
 _LOG_EVERY = 20  # steps that one row of the log sums up
@@ -224,7 +224,7 @@ def train(
     about: dict[str, Any] = {
         "recipe": recipe.to_json(),
         "data": {**(description or {}), "count": count},
-        "teachers": {name: digest(metric) for name, metric in teachers.items()},
+        "teachers": {name: checkpoints.metric_digest(metric) for name, metric in teachers.items()},
         "rlpips": rlpips.__version__,
         "torch": str(torch.__version__),
     }

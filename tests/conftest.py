@@ -27,6 +27,15 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A checkpoint with a random backbone, for `--weights` of tests that do not need the real weights."""
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.manual_seed(0)
+    torch.save(rlpips.LPIPS(pnet_rand=True).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def shared():
     """The folder of real weights and photos, which lies beside a checkout."""
     if not SHARED.is_dir():

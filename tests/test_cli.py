@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import rlpips
@@ -20,15 +19,6 @@ from rlpips.cli import main
 ROOT = Path(rlpips.__file__).parents[1]
 CAT, BLURRED = ROOT / "examples" / "cat.png", ROOT / "examples" / "cat-blurred.png"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint with a random backbone, so that nothing here needs the real weights."""
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.manual_seed(0)
-    torch.save(rlpips.LPIPS(pnet_rand=True).state_dict(), path)
-    return str(path)
 
 
 @pytest.fixture

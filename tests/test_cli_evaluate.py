@@ -46,14 +46,6 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.manual_seed(0)
-    torch.save(rlpips.LPIPS(pnet_rand=True).state_dict(), path)
-    return str(path)
-
-
 def run(*arguments, capsys):
     status = main(["evaluate", *map(str, arguments)])
     captured = capsys.readouterr()

@@ -247,14 +247,6 @@ def test_the_command_end_to_end(real_weights, shared, tmp_path, capsys, monkeypa
     assert len(list(saved.rglob("*.png"))) == 5
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.manual_seed(0)
-    torch.save(rlpips.LPIPS(pnet_rand=True).state_dict(), path)
-    return str(path)
-
-
 def test_weights_may_name_their_net_and_skipped_files_are_told(folder, weights, capsys):
     options = ["--size", "32", "--attack", "stadv:0.5:1", "--seed", "5"]
     names = [weights, f"alex:{weights}"]

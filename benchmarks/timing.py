@@ -1,0 +1,23 @@
+"""Timing ways of doing the same work in turn, so that what else a machine does falls on all of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds that each way took, `rounds` times, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
+    """Return the median, round by round, of how many times as long one way took as another."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
