@@ -1,10 +1,20 @@
-"""Metrics of other packages, for `rlpips evaluate --weights benchmarks.peers:NAME`."""
+"""Other people's metrics: to be timed, and, where they are metrics of their own, for `rlpips evaluate`.
+
+`--weights benchmarks.peers:stlpips_alex` names a metric there.
+"""
 
 import contextlib
 import io
 import warnings
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
+from torch import Tensor
+
+import rlpips
+
+Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 def stlpips_alex() -> torch.nn.Module:
@@ -24,3 +34,69 @@ def _stlpips(net: str) -> torch.nn.Module:
 
         metric: torch.nn.Module = stlpips.LPIPS(net=net, variant="shift_tolerant")
     return metric
+
+
+def metrics(net: str) -> dict[str, Metric]:
+    """Return all LPIPS there are with the same random weights, on images in [-1, 1], ours and `lpips` first.
+
+    Those of torchmetrics, piqa and piq (which has VGG16 only) are among them where they are installed.
+    """
+    import lpips
+
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = lpips.LPIPS(net=net, pnet_rand=True)
+    ours = rlpips.LPIPS(net=net, pnet_rand=True, check_range=False)
+    ours.load_state_dict(theirs.state_dict())
+    made: dict[str, Metric] = {"rlpips": ours, "lpips": theirs}
+    with _no_downloads(ours), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(ImportError):
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            made["torchmetrics"] = LearnedPerceptualImagePatchSimilarity(net_type=net).net
+        with contextlib.suppress(ImportError):
+            import piqa
+
+            made["piqa"] = _in_unit_range(piqa.LPIPS(network=net, reduction="none"))
+        if net == "vgg":
+            with contextlib.suppress(ImportError):
+                import piq
+
+                made["piq"] = _in_unit_range(piq.LPIPS(reduction="none"))
+    x, y = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        expected = ours(x, y)
+        for name, metric in made.items():
+            if not torch.allclose(metric(x, y).flatten(), expected.flatten(), rtol=1e-3):
+                raise RuntimeError(f"{name} measures something else")
+    return made
+
+
+def _in_unit_range(metric: Metric) -> Metric:
+    return lambda x, y: metric((x + 1) / 2, (y + 1) / 2)
+
+
+@contextlib.contextmanager
+def _no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
+    """Let constructors that would fetch weights find the weights of `metric` instead."""
+    import torchvision
+    from torchvision.models._api import WeightsEnum
+
+    heads = [lin.weight.detach().clone() for lin in metric.lins]
+
+    def fetch(url: str, *_: object, **__: object) -> object:
+        return heads if "lpips_weights" in url else dict(enumerate(heads))
+
+    def backbone(self: WeightsEnum, *_: object, **__: object) -> dict[str, Tensor]:
+        name = type(self).__name__.removesuffix("_Weights").lower()
+        features = {
+            "features." + key.split(".", 1)[1]: value for key, value in metric.net.state_dict().items()
+        }
+        return {**torchvision.models.get_model(name).state_dict(), **features}
+
+    with (
+        mock.patch("torch.hub.load_state_dict_from_url", fetch),
+        mock.patch.object(WeightsEnum, "get_state_dict", backbone),
+    ):
+        yield

@@ -1,40 +1,24 @@
-"""The speed of the metric against `lpips` and against its backbone alone.
+"""The speed of the metric against every other LPIPS, and against its backbone alone.
 
-Every row is measured in turn with its rivals in one process, with the same tensors and random weights, and
-reported as the median of the ratios of each round. `lpips` runs as it comes out of its constructor.
+Every row is measured in turn with its rivals in one process, with the same tensors, random weights and
+threads, and reported as the median of the ratios of each round. The others run as they come out of their
+constructors; 'backbone' is the convolutions, ReLUs and poolings alone, in channels-last memory.
 """
 
-import contextlib
 import copy
-import io
-import json
-import platform
 import statistics
-import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import lpips
 import torch
 
-import rlpips
+from benchmarks import peers, report
 from benchmarks.timing import in_turn, ratio
 
-RESULTS = Path(__file__).parent / "results" / "speed.json"
 SHAPES = {"alex": [(8, 3, 256, 256), (32, 3, 64, 64)], "vgg": [(2, 3, 256, 256)]}
+ROUNDS = {"alex": 9, "vgg": 4}
 Run = Callable[[], Any]
-
-
-def metrics(net: str) -> dict[str, torch.nn.Module]:
-    """Build our metric and that of `lpips` with the same random weights."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        theirs = lpips.LPIPS(net=net, pnet_rand=True)
-    ours = rlpips.LPIPS(net=net, pnet_rand=True, check_range=False)
-    ours.load_state_dict(theirs.state_dict())
-    return {"rlpips": ours, "lpips": theirs}
 
 
 def step(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> None:
@@ -46,74 +30,76 @@ def step(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> None:
 
 
 def rows(net: str, shape: tuple[int, ...]) -> dict[str, dict[str, Run]]:
-    """Return what to measure, by row and by name; a name 'backbone' is the convolutions, ReLUs and pools."""
-    made = metrics(net)
-    ours, theirs = made["rlpips"], made["lpips"]
+    """Return what to measure, by row and by name."""
+    metrics = peers.metrics(net)
+    ours: Any = metrics["rlpips"]
+    theirs: Any = metrics["lpips"]
     torch.manual_seed(0)
     x, y = (torch.rand(shape) * 2 - 1 for _ in range(2))
     with torch.no_grad():
-        reference = ours.reference(y)  # type: ignore[operator]
+        reference = ours.reference(y)
     last = copy.deepcopy(theirs.net).to(memory_format=torch.channels_last)
     x_last, y_last = (each.contiguous(memory_format=torch.channels_last) for each in (x, y))
+    compiled = torch.compile(ours)
 
-    def without_gradients(run: Run) -> Run:
-        return torch.no_grad()(run)
+    def forward(metric: Any) -> Run:
+        return torch.no_grad()(lambda: metric(x, y))
 
-    def autocast() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            ours(x, y)
+    def loss_step(metric: Any, target: Any = y) -> Run:
+        return lambda: step(lambda a: metric(a, target), x)
 
+    def reduced(run: Run) -> Run:
+        return torch.no_grad()(torch.autocast("cpu", torch.bfloat16)(run))
+
+    def backbone() -> Any:
+        return last(x_last), last(y_last)
+
+    others = {name: metric for name, metric in metrics.items() if name != "rlpips"}
     return {
         "forward": {
-            "rlpips": without_gradients(lambda: ours(x, y)),
-            "lpips": without_gradients(lambda: theirs(x, y)),
-            "backbone": without_gradients(lambda: (last(x_last), last(y_last))),
+            "rlpips": forward(ours),
+            **{name: forward(metric) for name, metric in others.items()},
+            "backbone": torch.no_grad()(backbone),
         },
         "loss step, fixed target": {
-            "rlpips": lambda: step(lambda a: ours(a, reference), x),
-            "lpips": lambda: step(lambda a: theirs(a, y), x),
+            "rlpips": loss_step(ours, reference),
+            **{name: loss_step(metric) for name, metric in others.items()},
             "backbone": lambda: step(lambda a: tuple(last(a)), x_last),
         },
-        "loss step, new target": {
-            "rlpips": lambda: step(lambda a: ours(a, y), x),
-            "lpips": lambda: step(lambda a: theirs(a, y), x),
+        "loss step, both new": {
+            "rlpips": loss_step(ours),
+            **{name: loss_step(metric) for name, metric in others.items()},
         },
-        "forward, bfloat16 autocast": {"rlpips": autocast, "lpips": without_gradients(lambda: theirs(x, y))},
+        "forward, bfloat16": {
+            "rlpips": reduced(lambda: ours(x, y)),
+            "lpips": forward(theirs),
+            "backbone": reduced(backbone),
+        },
+        "forward, compiled": {"rlpips": forward(compiled), "lpips": forward(theirs), "eager": forward(ours)},
+        "loss step, both new, compiled": {
+            "rlpips": loss_step(compiled),
+            "lpips": loss_step(theirs),
+            "eager": loss_step(ours),
+        },
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what is measured."""
-    known = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("torch", "lpips"):
-        with contextlib.suppress(PackageNotFoundError):
-            known[name] = version(name)
-    return {**known, "rlpips": rlpips.__version__}
-
-
-def main(rounds: int = 7) -> None:
-    """Print how many times as long the rivals take as we do, and write it to `results/speed.json`."""
+def main() -> None:
+    """Print how many times as long the others take as ours does."""
     warnings.simplefilter("ignore")
     result = []
+    print(f"time of others over ours, {torch.get_num_threads()} threads")
     for net, shapes in SHAPES.items():
         for shape in shapes:
-            table = rows(net, shape)
-            for row, runs in table.items():
-                times = in_turn(runs, rounds)
+            size = "x".join(map(str, shape))
+            for row, runs in rows(net, shape).items():
+                times = in_turn(runs, ROUNDS[net])
                 ratios = {name: ratio(times, name, "rlpips") for name in times if name != "rlpips"}
                 milliseconds = {name: statistics.median(each) * 1000 for name, each in times.items()}
                 result.append({"net": net, "shape": shape, "row": row, "ms": milliseconds, "ratios": ratios})
-                size = "x".join(map(str, shape))
                 against = "  ".join(f"{name} {value:.2f}" for name, value in ratios.items())
-                print(f"{net:5} {size:14} {row:28} {milliseconds['rlpips']:8.1f} ms  {against}", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    about = {
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "arguments": sys.argv[1:],
-    }
-    RESULTS.write_text(json.dumps({**about, "rows": result}, indent=1) + "\n")
+                print(f"{net:5} {size:13} {row:29} {milliseconds['rlpips']:8.1f} ms  {against}", flush=True)
+    report.write("speed", result)
 
 
 if __name__ == "__main__":

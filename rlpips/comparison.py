@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlpips.autograd import eager, transforming
+
 EPS = 1e-10
 BLOCK = 1 << 18  # values: a mebibyte in float32
 
@@ -67,19 +69,8 @@ def lengths(f: Tensor) -> Tensor:
 
 
 def fusible(*tensors: Tensor) -> bool:
-    """Whether `fused` may stand for `plain`: not where operations are recorded or transformed."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or _transforming()
-        or len({tensor.shape for tensor in tensors}) > 1
-    )
-
-
-def _transforming() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work."""
-    functorch: bool = torch._C._are_functorch_transforms_active()
-    return functorch or torch.autograd.forward_ad._current_level >= 0
+    """Whether `fused` may stand for `plain`."""
+    return eager() and len({tensor.shape for tensor in tensors}) <= 1
 
 
 def fused(f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor, weight: Tensor) -> Tensor:
@@ -116,7 +107,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         f0, length0, f1, length1, weight = ctx.saved_tensors
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched
-        if torch.is_grad_enabled() or _transforming() or batched:
+        if torch.is_grad_enabled() or transforming() or batched:
             return _plain_backward(ctx.needs_input_grad, f0, f1, weight, grad)
         rows = _rows(f0), _rows(f1)
         long = _rows(length0), _rows(length1)

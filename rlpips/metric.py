@@ -42,7 +42,7 @@ class ScalingLayer(nn.Module):
 
     def forward(self, inp: Tensor) -> Tensor:
         """Scale images `(N, 3, H, W)`."""
-        return (inp - self.shift) / self.scale
+        return (inp - self.shift).div_(self.scale)
 
 
 class NetLinLayer(nn.Module):
@@ -271,15 +271,20 @@ class LPIPS(nn.Module):
             ValueError: shapes that do not fit, images too small for the backbone, wrong device.
         """
         self._check({"in0": in0, "in1": in1}, normalize)
-        reference0, reference1 = (
-            each if isinstance(each, Reference) else self._activate(each, normalize) for each in (in0, in1)
-        )
+        runs = self._runs(in0, in1, normalize)
+        sizes = [each.shape[0] for each in (in0, in1)]
         shares = []
-        for k in range(self.L):
-            share = self._layer_distance(k, reference0, reference1)
-            share = upsample(share, reference0.shape[2:]) if self.spatial else spatial_average(share)
+        # layer by layer, so that no layer's activations, or gradients of them, wait for the next layer's
+        for k, part in enumerate(self.net.children()):
+            runs = [run if isinstance(run, Reference) else part(run) for run in runs]
+            layers = [self._layer(run, k) for run in runs]
+            if len(layers) == 1:
+                layers = list(zip(*(torch.split(each, sizes) for each in layers[0]), strict=True))
+            (f0, length0), (f1, length1) = layers
+            share = self._layer_distance(k, f0, length0, f1, length1)
+            share = upsample(share, in0.shape[2:]) if self.spatial else spatial_average(share)
             shares.append(share)
-        dtype = torch.promote_types(reference0.dtype, reference1.dtype)
+        dtype = torch.promote_types(self._dtype(in0), self._dtype(in1))
         total = torch.stack(shares).sum(dim=0).to(dtype)
         if retPerLayer:
             return total, [share.to(dtype) for share in shares]
@@ -316,24 +321,50 @@ class LPIPS(nn.Module):
             self._range_check(images, normalize)
 
     def _activate(self, images: Tensor, normalize: bool) -> "Reference":
+        features = tuple(self.net(self._scale(images, normalize)))
+        lengths = tuple(comparison.lengths(f) for f in features)
+        return Reference(features, lengths, tuple(images.shape), self._dtype(images))
+
+    def _scale(self, images: Tensor, normalize: bool) -> Tensor:
         x = 2 * images - 1 if normalize else images
         # The paper's first version forgot to scale; its heads expect that.
-        x = self.scaling_layer(x) if self.version == "0.1" else x.to(self.scaling_layer.shift.dtype)
-        features = tuple(self.net(x))
-        lengths = tuple(comparison.lengths(f) for f in features)
-        dtype = torch.promote_types(images.dtype, self.scaling_layer.shift.dtype)
-        return Reference(features, lengths, tuple(images.shape), dtype)
+        return self.scaling_layer(x) if self.version == "0.1" else x.to(self.scaling_layer.shift.dtype)
 
-    def _layer_distance(self, k: int, reference0: Reference, reference1: Reference) -> Tensor:
+    def _dtype(self, images: "Tensor | Reference") -> torch.dtype:
+        """Return the dtype of distances to images."""
+        if isinstance(images, Reference):
+            return images.dtype
+        return torch.promote_types(images.dtype, self.scaling_layer.shift.dtype)
+
+    def _runs(
+        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
+    ) -> "list[Tensor | Reference]":
+        """Return what goes through the backbone: both batches in one run unless only one needs a gradient."""
+        if (
+            isinstance(in0, Tensor)
+            and isinstance(in1, Tensor)
+            and in0.dtype == in1.dtype
+            and (in0.requires_grad == in1.requires_grad or not torch.is_grad_enabled())
+        ):
+            return [self._scale(torch.cat([in0, in1]), normalize)]
+        return [each if isinstance(each, Reference) else self._scale(each, normalize) for each in (in0, in1)]
+
+    @staticmethod
+    def _layer(run: "Tensor | Reference", k: int) -> tuple[Tensor, Tensor]:
+        """Return a layer's activations `(N, C, h, w)` and their lengths."""
+        if isinstance(run, Reference):
+            return run.features[k], run.lengths[k]
+        return run, comparison.lengths(run)
+
+    def _layer_distance(self, k: int, f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor) -> Tensor:
         """Weighted squared difference `(N, 1, h, w)` of unit activations."""
-        f0, f1 = reference0.features[k], reference1.features[k]
         lin = self.lins[k] if self.lpips else None
         assert lin is None or isinstance(lin, NetLinLayer)
         weight = f0.new_ones(f0.shape[1]) if lin is None else lin.weight.flatten()
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         dropout = lin is not None and lin.training and len(lin.model) > 1
         if comparison.fusible(f0, f1) and not dropout:
-            return comparison.fused(f0, reference0.lengths[k], f1, reference1.lengths[k], weight)
+            return comparison.fused(f0, length0, f1, length1, weight)
         squares = comparison.squares(f0, f1)
         for layer in lin.model[:-1] if lin else ():  # dropout, if any
             squares = layer(squares)

