@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from rlpips import cache, checkpoints, comparison, registry
+from rlpips import cache, checkpoints, comparison, registry, tiling
 from rlpips.backbones import Backbone, architecture
 from rlpips.comparison import normalize_tensor as normalize_tensor  # a name of lpips
 from rlpips.inputs import RangeCheck, check_image, check_pair
@@ -236,6 +236,8 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: Literal[False] = False,
         normalize: bool = False,
+        *,
+        tile: int | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -244,6 +246,8 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: Literal[True],
         normalize: bool = False,
+        *,
+        tile: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]: ...
     def forward(
         self,
@@ -251,8 +255,16 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: bool = False,
         normalize: bool = False,
+        *,
+        tile: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Measure the distances between two batches of images.
+
+        With `tile` the images run through the backbone one tile at a time, so that images of any size can be
+        measured: the distances are the same but for rounding, and so are gradients, to images and to weights.
+        Memory is that of one tile of each image of a batch, and time grows by what tiles overlap: their crops
+        are up to 200 pixels wider than they are (AlexNet 161, VGG16 186, SqueezeNet 199). With gradients, the
+        backward pass runs each tile forward once more. There are no second derivatives.
 
         Args:
             in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device; or what `reference`
@@ -260,6 +272,7 @@ class LPIPS(nn.Module):
             in1: likewise; either batch may be of one image, which is then compared with each of the other.
             retPerLayer: also return each layer's share.
             normalize: the images are in [0, 1].
+            tile: the side of a tile in pixels, rounded up to a multiple of 16. 512 suits most machines.
 
         Returns:
             `(N, 1, 1, 1)`, or `(N, 1, H, W)` with `spatial=True`; with `retPerLayer` a pair of that and the
@@ -267,19 +280,17 @@ class LPIPS(nn.Module):
             float32 at least; the result is of the wider dtype of images and module.
 
         Raises:
-            TypeError: not tensors, or not of a usable dtype.
-            ValueError: shapes that do not fit, images too small for the backbone, wrong device.
+            TypeError: not tensors, or not of a usable dtype; a reference with `tile`.
+            ValueError: shapes that do not fit, images too small for the backbone, wrong device; `tile` is not
+                a positive int, or dropout runs with it.
         """
         self._check({"in0": in0, "in1": in1}, normalize)
-        reference0, reference1 = (
-            each if isinstance(each, Reference) else self._activate(each, normalize) for each in (in0, in1)
-        )
-        shares = []
-        for k in range(self.L):
-            share = self._layer_distance(k, reference0, reference1)
-            share = upsample(share, reference0.shape[2:]) if self.spatial else spatial_average(share)
-            shares.append(share)
-        dtype = torch.promote_types(reference0.dtype, reference1.dtype)
+        if tile is None:
+            maps = self._layer_distances(in0, in1, normalize)
+        else:
+            maps = self._layer_distances_in_tiles(in0, in1, normalize, tile)
+        shares = [upsample(each, in0.shape[2:]) if self.spatial else spatial_average(each) for each in maps]
+        dtype = torch.promote_types(torch.promote_types(in0.dtype, in1.dtype), self.scaling_layer.shift.dtype)
         total = torch.stack(shares).sum(dim=0).to(dtype)
         if retPerLayer:
             return total, [share.to(dtype) for share in shares]
@@ -323,6 +334,32 @@ class LPIPS(nn.Module):
         lengths = tuple(comparison.lengths(f) for f in features)
         dtype = torch.promote_types(images.dtype, self.scaling_layer.shift.dtype)
         return Reference(features, lengths, tuple(images.shape), dtype)
+
+    def _layer_distances(
+        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
+    ) -> list[Tensor]:
+        """Weighted squared difference `(N, 1, h, w)` of unit activations, for each layer."""
+        reference0, reference1 = (
+            each if isinstance(each, Reference) else self._activate(each, normalize) for each in (in0, in1)
+        )
+        return [self._layer_distance(k, reference0, reference1) for k in range(self.L)]
+
+    def _layer_distances_in_tiles(
+        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool, tile: int
+    ) -> Sequence[Tensor]:
+        if isinstance(in0, Reference) or isinstance(in1, Reference):
+            raise TypeError(
+                "a reference holds the activations of whole images; with tile=, pass the images themselves"
+            )
+        if self.lpips and any(isinstance(m, nn.Dropout) and m.training for m in self.lins.modules()):
+            raise ValueError(
+                "dropout would fall differently when tiles run again in the backward pass; with tile=, call "
+                ".eval() first, or build the metric with use_dropout=False"
+            )
+        return tiling.in_tiles(
+            lambda x, y: self._layer_distances(x, y, normalize),
+            *(self.net, in0, in1, tile, tuple(self.parameters())),
+        )
 
     def _layer_distance(self, k: int, reference0: Reference, reference1: Reference) -> Tensor:
         """Weighted squared difference `(N, 1, h, w)` of unit activations."""
