@@ -264,7 +264,7 @@ class LPIPS(nn.Module):
         measured: the distances are the same but for rounding, and so are gradients, to images and to weights.
         Memory is that of one tile of each image of a batch, and time grows by what tiles overlap: their crops
         are up to 200 pixels wider than they are (AlexNet 161, VGG16 186, SqueezeNet 199). With gradients, the
-        backward pass runs each tile forward once more. There are no second derivatives.
+        backward pass runs each tile forward once more; `create_graph=True` is refused there.
 
         Args:
             in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device; or what `reference`
@@ -346,7 +346,7 @@ class LPIPS(nn.Module):
 
     def _layer_distances_in_tiles(
         self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool, tile: int
-    ) -> Sequence[Tensor]:
+    ) -> list[Tensor]:
         if isinstance(in0, Reference) or isinstance(in1, Reference):
             raise TypeError(
                 "a reference holds the activations of whole images; with tile=, pass the images themselves"

@@ -1,9 +1,9 @@
 """Evaluation in tiles: the same distances in the memory of one tile, for images too large to be run whole.
 
-An activation depends on the pixels of its receptive field alone, so a crop of the image yields it as the whole
-image does, wherever that field does not reach beyond a side of the crop which is not one of the image. Crops
-begin at multiples of the backbone's stride, where their activations lie as those of the whole. Every position
-of every layer belongs to one tile, whose crop is wide enough for the fields of all that it owns.
+An activation depends on the pixels of its receptive field alone, so a crop of the image yields it as the
+whole image does, wherever that field does not reach beyond a side of the crop which is not one of the image.
+Crops begin at multiples of the backbone's stride, where their activations lie as those of the whole. Every
+position of every layer belongs to one tile, whose crop is wide enough for the fields of all that it owns.
 """
 
 import itertools
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from rlpips.backbones import Backbone
 
@@ -32,7 +31,7 @@ def fields(net: Backbone) -> list[Field]:
     stride, before, size = 1, 0, 1
     found = []
     for part in net.children():
-        # A Fire counts as a chain: of its branches side by side one is a 1x1 convolution, which widens nothing.
+        # A Fire counts as a chain: one of the two branches is a 1x1 convolution, which widens nothing
         for layer in part.modules():
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
                 before += _side(layer.padding) * stride
@@ -61,7 +60,7 @@ class Span(NamedTuple):
 
 
 def spans(length: int, tile: int, seen: Sequence[Field]) -> list[Span]:
-    """Cut an axis of `length` pixels into tiles of about one size, of at most `tile` rounded up to strides."""
+    """Cut an axis of `length` pixels into tiles of one size, at most `tile` rounded up to whole strides."""
     stride = max(field.stride for field in seen)
     before = max(field.before for field in seen)
     after = max(field.size - field.stride - field.before for field in seen)
@@ -84,7 +83,7 @@ def spans(length: int, tile: int, seen: Sequence[Field]) -> list[Span]:
 
 def in_tiles(
     measure: Measure, net: Backbone, in0: Tensor, in1: Tensor, tile: int, parameters: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     """Return what `measure(in0, in1)` does, from one crop of the images at a time, in the backward pass too.
 
     Args:
@@ -98,13 +97,13 @@ def in_tiles(
 
     Raises:
         ValueError: `tile` is not a positive int.
+        RuntimeError: in the backward pass, a second derivative is asked for.
     """
     if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
-        raise ValueError(f"tile must be a positive whole number of pixels, or None for no tiles, got {tile!r}")
+        raise ValueError(f"tile must be a positive whole number of pixels, or None, got {tile!r}")
     seen = fields(net)
     rows, columns = (spans(length, tile, seen) for length in in0.shape[2:])
-    maps: tuple[Tensor, ...] = _InTiles.apply(measure, rows, columns, in0, in1, *parameters)
-    return maps
+    return list(_InTiles.apply(measure, rows, columns, in0, in1, *parameters))
 
 
 def _owned(measure: Measure, row: Span, column: Span, crop0: Tensor, crop1: Tensor) -> list[Tensor]:
@@ -139,32 +138,32 @@ class _InTiles(torch.autograd.Function):
         bands = []
         with ctx.autocast:
             for row in rows:
-                crops = ([x[..., row.crop, column.crop] for x in (in0, in1)] for column in columns)
                 tiles = [
-                    _owned(measure, row, column, *crop) for column, crop in zip(columns, crops, strict=True)
+                    _owned(measure, row, column, *(x[..., row.crop, column.crop] for x in (in0, in1)))
+                    for column in columns
                 ]
                 bands.append([torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)])
         return tuple(torch.cat(pieces, dim=2) for pieces in zip(*bands, strict=True))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
-        found = [torch.zeros_like(x) if need else None for x, need in zip(saved, needed, strict=True)]
+        if torch.is_grad_enabled():  # a gradient without a graph would pass for a constant
+            raise RuntimeError(
+                "tiles have no second derivatives; measure without tile=, or differentiate without create_graph"
+            )
+        inputs = ctx.saved_tensors
+        needed = [k for k in range(len(inputs)) if ctx.needs_input_grad[3 + k]]
+        found = {k: torch.zeros_like(inputs[k]) for k in needed}
         for row, column in itertools.product(ctx.rows, ctx.columns):
             area = (..., row.crop, column.crop)
-            crops = [
-                x.detach()[area].requires_grad_(need) for x, need in zip(saved[:2], needed[:2], strict=True)
-            ]
+            crops = [inputs[k].detach()[area].requires_grad_(k in found) for k in (0, 1)]
             with torch.enable_grad(), ctx.autocast:
-                pieces = _owned(ctx.measure, row, column, *crops)
-            wanted = [x for x, need in zip([*crops, *saved[2:]], needed, strict=True) if need]
+                maps = _owned(ctx.measure, row, column, *crops)
+            leaves = [*crops, *inputs[2:]]
             owned = zip(grads, row.owned, column.owned, strict=True)
-            new = torch.autograd.grad(pieces, wanted, [grad[..., down, across] for grad, down, across in owned])
-            whole = [
-                (total if k > 1 else total[area]) for k, total in enumerate(found) if total is not None
-            ]
-            for total, share in zip(whole, new, strict=True):
-                total += share
-        return None, None, None, *found
+            shares = torch.autograd.grad(
+                maps, [leaves[k] for k in needed], [grad[..., down, across] for grad, down, across in owned]
+            )
+            for k, share in zip(needed, shares, strict=True):
+                (found[k][area] if k < 2 else found[k]).add_(share)
+        return None, None, None, *(found.get(k) for k in range(len(inputs)))
