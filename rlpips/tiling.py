@@ -149,7 +149,7 @@ class _InTiles(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # a gradient without a graph would pass for a constant
             raise RuntimeError(
-                "tiles have no second derivatives; measure without tile=, or differentiate without create_graph"
+                "tiles have no second derivatives; measure without tile=, or leave create_graph out"
             )
         inputs = ctx.saved_tensors
         needed = [k for k in range(len(inputs)) if ctx.needs_input_grad[3 + k]]
