@@ -1,4 +1,4 @@
-"""Peak memory of a loss step, beyond that of inputs and weights, against `lpips`; each in a process of its own.
+"""Peak memory of a loss step, beyond inputs and weights, against `lpips`; each in a process of its own.
 
 The peak is the kernel's (Linux), reset after a first small step, so that it holds what the work needs alone.
 """

@@ -167,6 +167,13 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
     )
+    group.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="for huge images: the same distances from tiles of N x N pixels (512 is a good size), in the "
+        "memory of one; pairs run one at a time",
+    )
     group = command.add_argument_group("output")
     formats = group.add_mutually_exclusive_group()
     formats.add_argument("--csv", dest="format", action="store_const", const="csv", help="as CSV")
@@ -226,7 +233,9 @@ def _measure(
         from rlpips.measure import cached_metric, measure_pairs
 
         metric = cached_metric(options.net, options.weights, options.version, torch.device(options.device))
-        measuring = measure_pairs(pairs, metric, batch_size=options.batch_size, resize=options.resize)
+        measuring = measure_pairs(
+            pairs, metric, batch_size=options.batch_size, resize=options.resize, tile=options.tile
+        )
         for result in tqdm(measuring, total=len(pairs), unit="pair", disable=None, leave=False):
             unreadable |= result.unreadable
             if result.problem:

@@ -146,7 +146,7 @@ def to_tensor(image: Any, name: str = "image") -> tuple[Tensor, bool]:
         )
     batched = tensor.ndim == 4
     if tensor.dtype == torch.uint8:
-        tensor = tensor.float() / 127.5 - 1
+        tensor = tensor.float().div_(127.5).sub_(1)
     elif tensor.is_floating_point():
         tensor = tensor.float()
         if tensor.numel() and not (tensor.min() >= least - 1e-3 and tensor.max() <= 1 + 1e-3):

@@ -32,6 +32,7 @@ def distance(
     weights: str | PathLike[str] = "robust",
     device: str | torch.device | None = None,
     resize: int | tuple[int, int] | None = None,
+    tile: int | None = None,
 ) -> float | npt.NDArray[np.float32]:
     """Measure the perceptual distance between two images, or two batches of them, given as almost anything.
 
@@ -43,6 +44,7 @@ def distance(
         weights: as in `LPIPS`; the robust AlexNet metric needs no download.
         device: where to compute; by default where a tensor lies that was given, else on the CPU.
         resize: bring both to this (height, width), or to a square of this side, before measuring.
+        tile: for huge images, run tiles of this side one at a time, as in `LPIPS.forward`.
 
     Returns:
         A float, or a float32 array `(N,)` if either argument is a batch. Smaller is more alike.
@@ -69,7 +71,7 @@ def distance(
         net, weights if isinstance(weights, str) else Path(weights), "0.1", torch.device(device)
     )
     with torch.inference_mode():
-        distances = metric(images_a.to(device), images_b.to(device)).flatten().cpu().numpy()
+        distances = metric(images_a.to(device), images_b.to(device), tile=tile).flatten().cpu().numpy()
     return distances if batched_a or batched_b else float(distances[0])
 
 
@@ -90,6 +92,7 @@ def measure_pairs(
     *,
     batch_size: int = 16,
     resize: tuple[int, int] | None = None,
+    tile: int | None = None,
 ) -> Iterator[Measured]:
     """Measure pairs of files in batches of equal size, in the order given; what cannot be read is reported.
 
@@ -98,12 +101,15 @@ def measure_pairs(
         metric: the metric, on the device where it shall run.
         batch_size: the most pairs that run at once.
         resize: (height, width) to which all images are brought.
+        tile: for huge images, as in `LPIPS.forward`; pairs then run one at a time, and few images are kept.
 
     Yields:
         One `Measured` for each pair, in order.
     """
+    if tile is not None:
+        batch_size = 1
 
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=256 if tile is None else 2)
     def load(path: Path) -> Tensor | str:
         try:
             image, _ = to_tensor(path)
@@ -117,7 +123,7 @@ def measure_pairs(
         measured = _check_pair(a, b, image_a, image_b, metric)
         full = len(waiting) == batch_size
         if waiting and (full or measured is not None or waiting[0][2].shape != image_a.shape):  # type: ignore[union-attr]
-            yield from _measure_batch(waiting, metric)
+            yield from _measure_batch(waiting, metric, tile)
             waiting = []
         if measured is not None:
             yield measured
@@ -126,7 +132,7 @@ def measure_pairs(
             assert isinstance(image_b, Tensor)
             waiting.append((a, b, image_a, image_b))
     if waiting:
-        yield from _measure_batch(waiting, metric)
+        yield from _measure_batch(waiting, metric, tile)
 
 
 def _check_pair(
@@ -148,12 +154,16 @@ def _check_pair(
     return None
 
 
-def _measure_batch(batch: list[tuple[Path, Path, Tensor, Tensor]], metric: LPIPS) -> Iterator[Measured]:
+def _measure_batch(
+    batch: list[tuple[Path, Path, Tensor, Tensor]], metric: LPIPS, tile: int | None
+) -> Iterator[Measured]:
     device = metric.scaling_layer.shift.device
-    in0 = torch.cat([image_a for _, _, image_a, _ in batch]).to(device)
-    in1 = torch.cat([image_b for _, _, _, image_b in batch]).to(device)
+    in0, in1 = (
+        (torch.cat(images) if len(images) > 1 else images[0]).to(device)  # no copy of what may be huge
+        for images in ([image_a for _, _, image_a, _ in batch], [image_b for _, _, _, image_b in batch])
+    )
     with torch.inference_mode():
-        distances = metric(in0, in1).flatten().tolist()
+        distances = metric(in0, in1, tile=tile).flatten().tolist()
     for (a, b, _, _), value in zip(batch, distances, strict=True):
         yield Measured(a, b, value)
 

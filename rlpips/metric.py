@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from rlpips import cache, checkpoints, comparison, registry
+from rlpips import cache, checkpoints, comparison, registry, tiling
 from rlpips.backbones import Backbone, architecture
 from rlpips.comparison import normalize_tensor as normalize_tensor  # a name of lpips
 from rlpips.inputs import RangeCheck, check_image, check_pair
@@ -236,6 +236,8 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: Literal[False] = False,
         normalize: bool = False,
+        *,
+        tile: int | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -244,6 +246,8 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: Literal[True],
         normalize: bool = False,
+        *,
+        tile: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]: ...
     def forward(
         self,
@@ -251,8 +255,16 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: bool = False,
         normalize: bool = False,
+        *,
+        tile: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Measure the distances between two batches of images.
+
+        With `tile` the images run through the backbone one tile at a time, so that images of any size can be
+        measured: the distances are the same but for rounding, and so are gradients, to images and to weights.
+        Memory is that of one tile of each image of a batch, and time grows by what tiles overlap: their crops
+        are up to 200 pixels wider than they are (AlexNet 161, VGG16 186, SqueezeNet 199). With gradients, the
+        backward pass runs each tile forward once more; `create_graph=True` is refused there.
 
         Args:
             in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device; or what `reference`
@@ -260,6 +272,7 @@ class LPIPS(nn.Module):
             in1: likewise; either batch may be of one image, which is then compared with each of the other.
             retPerLayer: also return each layer's share.
             normalize: the images are in [0, 1].
+            tile: the side of a tile in pixels, rounded up to a multiple of 16. 512 suits most machines.
 
         Returns:
             `(N, 1, 1, 1)`, or `(N, 1, H, W)` with `spatial=True`; with `retPerLayer` a pair of that and the
@@ -267,23 +280,16 @@ class LPIPS(nn.Module):
             float32 at least; the result is of the wider dtype of images and module.
 
         Raises:
-            TypeError: not tensors, or not of a usable dtype.
-            ValueError: shapes that do not fit, images too small for the backbone, wrong device.
+            TypeError: not tensors, or not of a usable dtype; a reference with `tile`.
+            ValueError: shapes that do not fit, images too small for the backbone, wrong device; `tile` is not
+                a positive int, or dropout runs with it.
         """
         self._check({"in0": in0, "in1": in1}, normalize)
-        runs = self._runs(in0, in1, normalize)
-        sizes = [each.shape[0] for each in (in0, in1)]
-        shares = []
-        # layer by layer, so that no layer's activations, or gradients of them, wait for the next layer's
-        for k, part in enumerate(self.net.children()):
-            runs = [run if isinstance(run, Reference) else part(run) for run in runs]
-            layers = [self._layer(run, k) for run in runs]
-            if len(layers) == 1:
-                layers = list(zip(*(torch.split(each, sizes) for each in layers[0]), strict=True))
-            (f0, length0), (f1, length1) = layers
-            share = self._layer_distance(k, f0, length0, f1, length1)
-            share = upsample(share, in0.shape[2:]) if self.spatial else spatial_average(share)
-            shares.append(share)
+        if tile is None:
+            maps = self._layer_distances(in0, in1, normalize)
+        else:
+            maps = self._layer_distances_in_tiles(in0, in1, normalize, tile)
+        shares = [upsample(each, in0.shape[2:]) if self.spatial else spatial_average(each) for each in maps]
         dtype = torch.promote_types(self._dtype(in0), self._dtype(in1))
         total = torch.stack(shares).sum(dim=0).to(dtype)
         if retPerLayer:
@@ -356,8 +362,42 @@ class LPIPS(nn.Module):
             return run.features[k], run.lengths[k]
         return run, comparison.lengths(run)
 
+    def _layer_distances(
+        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
+    ) -> list[Tensor]:
+        """Weighted squared difference `(N, 1, h, w)` of unit activations, for each layer."""
+        runs = self._runs(in0, in1, normalize)
+        sizes = [each.shape[0] for each in (in0, in1)]
+        maps = []
+        # layer by layer, so that no layer's activations, or gradients of them, wait for the next layer's
+        for k, part in enumerate(self.net.children()):
+            runs = [run if isinstance(run, Reference) else part(run) for run in runs]
+            layers = [self._layer(run, k) for run in runs]
+            if len(layers) == 1:
+                layers = list(zip(*(torch.split(each, sizes) for each in layers[0]), strict=True))
+            (f0, length0), (f1, length1) = layers
+            maps.append(self._layer_distance(k, f0, length0, f1, length1))
+        return maps
+
+    def _layer_distances_in_tiles(
+        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool, tile: int
+    ) -> list[Tensor]:
+        if isinstance(in0, Reference) or isinstance(in1, Reference):
+            raise TypeError(
+                "a reference holds the activations of whole images; with tile=, pass the images themselves"
+            )
+        if self.lpips and any(isinstance(m, nn.Dropout) and m.training for m in self.lins.modules()):
+            raise ValueError(
+                "dropout would fall differently when tiles run again in the backward pass; with tile=, call "
+                ".eval() first, or build the metric with use_dropout=False"
+            )
+        return tiling.in_tiles(
+            lambda x, y: self._layer_distances(x, y, normalize),
+            *(self.net, in0, in1, tile, tuple(self.parameters())),
+        )
+
     def _layer_distance(self, k: int, f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor) -> Tensor:
-        """Weighted squared difference `(N, 1, h, w)` of unit activations."""
+        """Weigh the squared difference of one layer's unit activations."""
         lin = self.lins[k] if self.lpips else None
         assert lin is None or isinstance(lin, NetLinLayer)
         weight = f0.new_ones(f0.shape[1]) if lin is None else lin.weight.flatten()

@@ -52,6 +52,15 @@ def test_distance_prints_one_number(weights, capsys):
     assert out == f"{expected(CAT, BLURRED, weights):.4f}\n"
 
 
+def test_tiles_give_the_same_table(folders, weights, capsys):
+    for command in (("distance", CAT, BLURRED), ("compare", *folders), ("pairs", folders[0], "--all")):
+        whole = run(*command, "--weights", weights, capsys=capsys)
+        assert run(*command, "--weights", weights, "--tile", 64, capsys=capsys) == whole
+    with pytest.raises(SystemExit):
+        main(["distance", str(CAT), str(BLURRED), "--tile", "0"])
+    assert "0 is not a positive number" in capsys.readouterr().err
+
+
 def test_the_first_command_of_the_readme_prints_what_it_says(capsys):
     readme = (ROOT / "README.md").read_text()
     command, number = re.search(

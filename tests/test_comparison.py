@@ -47,6 +47,25 @@ def test_second_derivatives_are_those_of_the_formula():
     assert torch.autograd.gradgradcheck(lambda a: fused(a, a, weight) + fused(a, f1.detach(), weight), f0)
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_a_loss_step_keeps_less_than_three_quarters_of_what_lpips_keeps(net):
+    kept = []
+    for metric in peers(net, torch.float32):
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        in0, in1 = images(1, 3, 192, 192, seed=0).requires_grad_(), images(1, 3, 192, 192, seed=1)
+        weights = {p.untyped_storage().data_ptr() for p in metric.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            value = metric(in0, in1)
+        kept.append(sum(size for pointer, size in storages.items() if pointer not in weights))
+        value.sum().backward()
+    assert kept[0] < 0.75 * kept[1]
+
+
 @pytest.mark.parametrize("distance", [1e-2, 1e-5, 1e-8])
 def test_near_duplicates_lose_no_digits(distance):
     f0 = features(last=True)

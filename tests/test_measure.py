@@ -58,6 +58,20 @@ def test_the_model_is_built_once(weights, monkeypatch):
         weights.write_bytes(content)
 
 
+def test_huge_images_are_measured_in_tiles(weights, tmp_path):
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    for path, seed in ((a, 0), (b, 1)):
+        data = np.random.default_rng(seed).integers(0, 256, (40, 300, 3), dtype=np.uint8)
+        Image.fromarray(data).save(path)
+    expected = rlpips.distance(a, b, weights=weights)
+    assert rlpips.distance(a, b, weights=weights, tile=64) == pytest.approx(expected, rel=1e-5)
+    metric = rlpips.LPIPS(weights=weights)
+    measured = measure_pairs([(a, b), (b, a), (a, a)], metric, tile=64)
+    assert [m.distance for m in measured] == pytest.approx([expected, expected, 0], rel=1e-5)
+    with pytest.raises(ValueError, match="tile must be a positive"):
+        rlpips.distance(a, b, weights=weights, tile=0)
+
+
 def test_sizes_that_differ_need_resize(weights):
     x, y = images(1, 3, 64, 80), images(1, 3, 50, 64)
     with pytest.raises(rlpips.ImageError, match=r"80 x 64 and 64 x 50 pixels; resize=\(height, width\)"):
