@@ -1,5 +1,7 @@
-"""`python -m benchmarks` measures the speed of the metric; the other benchmarks are modules of their own."""
+"""`python -m benchmarks` measures speed and memory and keeps every table in `benchmarks/results`."""
 
-from benchmarks.speed import main
+from benchmarks import attacks, imports, memory, speed, training
 
-main()
+for benchmark in (speed, memory, attacks, training, imports):
+    print(f"\n{benchmark.__name__.removeprefix('benchmarks.')}: {benchmark.__doc__.splitlines()[0]}")
+    benchmark.main()

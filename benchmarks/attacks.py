@@ -13,6 +13,7 @@ import lpips
 import torch
 
 import rlpips
+from benchmarks import report
 from benchmarks.timing import in_turn, ratio
 from rlpips.attacks import PGD
 from rlpips.objectives import RankFlip
@@ -55,7 +56,13 @@ def main(batch: int = 50, size: int = 64, steps: int = 50, rounds: int = 3) -> N
     print(f"PGD, {steps} steps on x0, batch {batch}, {size} px, float32, {torch.get_num_threads()} threads")
     for name, each in times.items():
         print(f"{name:12} {statistics.median(each) / steps * 1000:8.1f} ms a step")
-    print(f"{'ratio':12} {ratio(times, 'reference', 'rlpips'):8.2f}")
+    times_faster = ratio(times, "reference", "rlpips")
+    print(f"{'ratio':12} {times_faster:8.2f}")
+    milliseconds = {name: statistics.median(each) / steps * 1000 for name, each in times.items()}
+    report.write(
+        "attacks",
+        [{"steps": steps, "batch": batch, "size": size, "ms a step": milliseconds, "ratio": times_faster}],
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import sys
 import time
 import warnings
 
+from benchmarks import report
+
 STATEMENTS = {
     "nothing": "pass",
     "import torch": "import torch",
@@ -30,10 +32,13 @@ def main(rounds: int = 7) -> None:
             if number:  # the first round fills the file cache
                 times[name].append(time.perf_counter() - start)
     print(f"{'statement':26} {'median':>8} {'beyond torch':>13}")
+    result = []
     for name, each in times.items():
         pairs = zip(each, times["import torch"], strict=True)
         beyond = statistics.median(ours - torch for ours, torch in pairs)
+        result.append({"statement": name, "seconds": statistics.median(each), "beyond torch": beyond})
         print(f"{name:26} {statistics.median(each):7.2f}s {beyond:+12.2f}s")
+    report.write("imports", result)
 
 
 if __name__ == "__main__":

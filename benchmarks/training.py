@@ -2,10 +2,10 @@
 
 The reference R-LPIPS code runs all four images of two distances through the backbone and back, with gradients
 to every weight, at every step of its attack, in float32. Both ways here do the same work on the same batch,
-from the same random AlexNet, in turn: PGD of three steps on x0, then a step of Adam; ours with bfloat16.
+from the same random AlexNet, in turn: PGD on x0, then a step of Adam; ours in float32 or with a
+backbone in bfloat16.
 """
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -18,6 +18,7 @@ import lpips
 import torch
 
 import rlpips
+from benchmarks import report
 from benchmarks.attacks import reference_way
 from benchmarks.timing import in_turn, ratio
 from rlpips.processes import Processes
@@ -41,19 +42,13 @@ def reference(batch: dict[str, torch.Tensor], start: dict[str, torch.Tensor], re
     return step
 
 
-def main() -> None:
-    """Print medians and the ratio, pair by pair."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+def row(steps: int, batch: int, precision: str, rounds: int) -> dict[str, Any]:
+    """Measure one step of training on a batch of random triplets."""
     torch.manual_seed(0)
-    ref = torch.rand(64, 3, 64, 64) * 2 - 1
+    ref = torch.rand(batch, 3, 64, 64) * 2 - 1
     p0, p1 = ((ref + 0.1 * torch.randn_like(ref)).clamp(-1, 1) for _ in range(2))
-    batch = {"ref": ref, "p0": p0, "p1": p1, "judge": torch.zeros(64, 1, 1, 1), "index": torch.arange(64)}
+    judge, index = torch.zeros(batch, 1, 1, 1), torch.arange(batch)
+    triplets = {"ref": ref, "p0": p0, "p1": p1, "judge": judge, "index": index}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "random.pth"
         start = rlpips.LPIPS(pnet_rand=True).state_dict()
@@ -62,24 +57,40 @@ def main() -> None:
             mode="adversarial",
             train="all",
             weights=str(weights),
-            steps=3,
-            batch=64,
-            precision=options.precision,
+            steps=steps,
+            batch=batch,
+            precision=precision,
         )
         state = _new_state(recipe, None, torch.device("cpu"))
     state.loss.train()
 
     def ours() -> None:
-        triplets = _triplets(batch, None, recipe, state.step, torch.device("cpu"), Processes())
-        _step(recipe, state.loss, state, triplets, 1)
+        some = _triplets(triplets, None, recipe, state.step, torch.device("cpu"), Processes())
+        _step(recipe, state.loss, state, some, 1)
         state.step += 1
 
-    ways = {"reference": reference(batch, start, recipe), "rlpips": ours}
-    times = in_turn(ways, options.rounds)
-    print(f"AlexNet, PGD 3 steps on x0, batch 64, 64 px, {options.precision}, {options.threads} threads")
-    for name, each in times.items():
-        print(f"{name:12} {64 / statistics.median(each):8.1f} triplets a second")
-    print(f"{'ratio':12} {ratio(times, 'reference', 'rlpips'):8.2f}")
+    times = in_turn({"reference": reference(triplets, start, recipe), "rlpips": ours}, rounds)
+    rates = {name: batch / statistics.median(each) for name, each in times.items()}
+    return {
+        "steps": steps,
+        "batch": batch,
+        "precision": precision,
+        "triplets a second": rates,
+        "ratio": ratio(times, "reference", "rlpips"),
+    }
+
+
+def main(rounds: int = 5) -> None:
+    """Print rates and the ratio, the median of those of each round."""
+    warnings.simplefilter("ignore")
+    print(f"adversarial training of AlexNet, PGD on x0, 64 px, {torch.get_num_threads()} threads")
+    result = []
+    for steps, batch, precision in ((3, 64, "bfloat16"), (5, 50, "float32"), (5, 50, "bfloat16")):
+        found = row(steps, batch, precision, rounds)
+        result.append(found)
+        rates = "  ".join(f"{name} {rate:6.1f}/s" for name, rate in found["triplets a second"].items())
+        print(f"{steps} steps, batch {batch}, {precision:8}  {rates}  ratio {found['ratio']:.2f}", flush=True)
+    report.write("training", result)
 
 
 if __name__ == "__main__":

@@ -222,21 +222,26 @@ class PGD(Attack):
             index, candidate, gradient, velocity = (t[open_] for t in (index, candidate, gradient, velocity))
             if not len(index):
                 return
-            if self.momentum:
-                size = gradient.abs().mean(dim=(-3, -2, -1), keepdim=True)
-                velocity = self.momentum * velocity + gradient / size.clamp(min=1e-30)
-                gradient = velocity
-            direction = ball.direction(gradient, index, streams)
+            velocity = self._accelerate(velocity, gradient)
+            direction = ball.direction(velocity, index, streams)
             candidate = ball.project(candidate + step * self._span * direction, index)
         with torch.no_grad():
             record.add(candidate, objective(candidate, index), index)
+
+    def _accelerate(self, velocity: Tensor, gradient: Tensor) -> Tensor:
+        """Add a gradient to the share that is kept of the earlier ones."""
+        if not self.momentum:
+            return gradient
+        size = gradient.abs().mean(dim=(-3, -2, -1), keepdim=True)
+        return self.momentum * velocity + gradient / size.clamp(min=1e-30)
 
 
 @dataclass(frozen=True)
 class APGD(PGD):
     """Auto-PGD, whose step halves where progress stalls (Croce & Hein 2020, arXiv 2003.01690).
 
-    `step_size` is where the schedule begins, by default `2 * eps`; `momentum` is not used.
+    `step_size` is where the schedule begins, by default `2 * eps`. `momentum`, of gradients, comes on top of
+    the momentum of positions that is the method's own.
     """
 
     def _climb(
@@ -258,6 +263,7 @@ class APGD(PGD):
             "previous": candidate,
             "value": value,
             "gradient": gradient,
+            "velocity": torch.zeros_like(candidate),
             "best": candidate,  # of this restart, with its value and gradient
             "best_value": value,
             "best_gradient": gradient,
@@ -302,7 +308,8 @@ class APGD(PGD):
     ) -> dict[str, Tensor]:
         """Take one step with momentum and look at the value there."""
         index, x = state["index"], state["x"]
-        plain = ball.project(x + state["step"] * ball.direction(state["gradient"], index, streams), index)
+        velocity = self._accelerate(state["velocity"], state["gradient"])
+        plain = ball.project(x + state["step"] * ball.direction(velocity, index, streams), index)
         moved = ball.project(x + alpha * (plain - x) + (1 - alpha) * (x - state["previous"]), index)
         if last:
             with torch.no_grad():
@@ -318,6 +325,7 @@ class APGD(PGD):
             "previous": x,
             "value": value,
             "gradient": gradient,
+            "velocity": velocity,
             "best": torch.where(wide, moved, state["best"]),
             "best_value": torch.where(better, value, state["best_value"]),
             "best_gradient": torch.where(wide, gradient, state["best_gradient"]),
