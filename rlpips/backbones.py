@@ -56,10 +56,19 @@ class ImageConv2d(nn.Conv2d):
     A stride of s over three channels is the same sum as none over the 3 * s * s channels of s x s pixels side
     by side, which takes a CPU a third of the time in the backward pass. Where there is none, the stride is
     faster. The mode decides, not the images, so that equal images stay equal if one needs a gradient.
+
+    Under autocast it rounds what it returns and not the images, which would make most of the error.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images `(N, 3, H, W)`."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and self.weight.dtype == torch.float32:
+            with torch.autocast(device, enabled=False):
+                return self._convolve(x.float()).to(torch.get_autocast_dtype(device))
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return super().forward(x)
         # permute and pad rather than contiguous(memory_format), which vmap does not know

@@ -87,11 +87,13 @@ def test_values_are_those_of_lpips_for_large_images(net, size, dtype):
     heads=st.booleans(),
     version=st.sampled_from(["0.0", "0.1"]),
     channels_last=st.booleans(),
+    wanted=st.sampled_from([None, (False, False), (True, False), (False, True), (True, True)]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_values_are_those_of_lpips_for_any_shape(
-    net, dtype, sizes, batches, heads, version, channels_last, seed
+    net, dtype, sizes, batches, heads, version, channels_last, wanted, seed
 ):
+    """Whichever of the images, `wanted`, need gradients, or with gradients switched off (None)."""
     ours, theirs = peers(net, dtype, version, heads)
     height, width = NETS[net] + sizes[0], NETS[net] + sizes[1]
     in0 = images(batches[0], 3, height, width, seed=seed, dtype=dtype)
@@ -99,7 +101,11 @@ def test_values_are_those_of_lpips_for_any_shape(
     if channels_last:
         in0 = in0.to(memory_format=torch.channels_last)
     with torch.no_grad():
-        value, expected = ours(in0, in1), theirs(in0, in1)
+        expected = theirs(in0, in1)
+    with torch.set_grad_enabled(wanted is not None):
+        value = ours(
+            *(x.requires_grad_(need) for x, need in zip((in0, in1), wanted or (False, False), strict=True))
+        )
     assert value.shape == expected.shape == (max(batches) if 0 not in batches else 0, 1, 1, 1)
     if value.numel():
         assert difference(value, expected) <= LIMIT[dtype]
@@ -539,6 +545,19 @@ def test_autocast_keeps_normalisation_and_sums_in_float32(pair):
     assert torch.allclose(value, expected, rtol=0.02)
     value.sum().backward()
     assert torch.isfinite(in0.grad).all()
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_autocast_measures_photos_within_one_percent(real_peers, shared, net):
+    metric, _ = real_peers(net)
+    for path in sorted((shared / "images" / "photos").glob("*.jpg"))[::400]:
+        photo = rlpips.im2tensor(rlpips.load_image(path))[..., :160, :160]
+        noisy = (photo + 0.1 * images(*photo.shape)).clamp(-1, 1)
+        with torch.no_grad():
+            expected = metric(photo, noisy)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = metric(photo, noisy)
+        assert torch.allclose(found, expected, rtol=0.01)
 
 
 def test_half_precision_does_not_overflow():
