@@ -4,10 +4,10 @@
     python examples/near_duplicates.py PHOTOS
 
 The photos, as thumbnails, are embedded and put into a FAISS index. FAISS' L2 is the squared distance, so what
-it finds are the nearest neighbours by LPIPS, at LPIPS' distances. Then copies of some of the photos are looked
-up: compressed, blurred, brightened; and attacked, that is changed by at most 4/255 so that the metric calls
+it finds are the nearest neighbours by LPIPS, at LPIPS' distances. Then copies of some of the photos are
+looked up: compressed, blurred, brightened; and attacked, changed by at most 4/255 so that the metric calls
 them as far from their original as it can be made to. A copy counts as found if the nearest photo is its
-original, at a distance of less than half of that of the two most alike photos.
+original, at less than half the distance of the two most alike photos.
 """
 
 import argparse
@@ -66,7 +66,9 @@ def main() -> None:
     photos = thumbnails(options.photos, options.count)
     for weights in ("standard", "robust"):
         counts = found(rlpips.LPIPS(weights=weights), photos, options.queries)
-        print(f"{weights:9}", *(f"{name} {count}/{options.queries}" for name, count in counts.items()), sep="  ")
+        print(
+            f"{weights:9}", *(f"{name} {count}/{options.queries}" for name, count in counts.items()), sep="  "
+        )
 
 
 if __name__ == "__main__":

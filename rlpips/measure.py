@@ -149,7 +149,8 @@ def measure_all(
     load = _loader(resize)
     sizes = {path: _size(load(path)) for path in files}
     alike: dict[torch.Size, list[Path]] = {}
-    for path, size in sizes.items():
+    for path in files:
+        size = sizes[path]
         if _check_pair(path, path, size, size, metric) is None:
             assert not isinstance(size, str)
             alike.setdefault(size, []).append(path)

@@ -24,7 +24,7 @@ from rlpips.metric import LPIPS, NetLinLayer
 
 MEMORY = 1 << 30  # bytes
 _STEP = 256  # columns of a block: enough that a product costs more than what surrounds it
-_WIDTH = 512  # the fewest values of an embedding that are summed at once
+_WIDTH = 512  # the fewest values of an embedding that are in float64 at once
 _PASS = 5  # embeddings' worth of memory that an image takes in the backbone and on the way to its embedding
 
 
@@ -393,7 +393,8 @@ def _squared(a: Tensor, b: Tensor, memory: int) -> Tensor:
     device = torch.device("cpu") if a.device.type == "mps" else a.device  # which has no float64
     product = torch.zeros(len(a), len(b), dtype=torch.float64, device=device)
     long_a, long_b = product.new_zeros(len(a), 1), product.new_zeros(len(b))
-    for columns in _parts(0, a.shape[1], max(_WIDTH, memory // (8 * (len(a) + len(b))))):
+    width = min(max(memory // (8 * (len(a) + len(b))), _WIDTH), 8 * _WIDTH)  # no wider than caches like it
+    for columns in _parts(0, a.shape[1], width):
         x, y = (each[:, columns].to(device).double() for each in (a, b))
         product.addmm_(x, y.T)
         long_a += torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()

@@ -1,7 +1,10 @@
+import importlib.util
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -274,6 +277,31 @@ def test_metrics_that_are_no_distance_of_vectors_are_refused():
     metric.lin3.weight.data[0, 5] = -0.25
     with pytest.raises(ValueError, match="lin3 of the metric has negative weights, down to -0.25"):
         pdist(metric, x)
+
+
+def test_the_example_finds_copies_and_with_the_robust_weights_attacked_ones(real_weights, photos):
+    path = Path(__file__).parents[1] / "examples" / "near_duplicates.py"
+    spec = importlib.util.spec_from_file_location("near_duplicates", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    standard, robust = (
+        example.found(rlpips.LPIPS(weights=weights), photos, 8) for weights in ("standard", "robust")
+    )
+    assert min(standard["jpeg"], standard["brightness"], *robust.values()) == 8
+    assert standard["attacked"] <= 1
+
+
+def test_faiss_measures_the_metric(metric):
+    import faiss
+
+    x = images(6, 3, 64, 64)
+    embedded = embed(metric, x)
+    index = faiss.IndexFlatL2(embedded.shape[1])
+    index.add(embedded[1:].numpy())
+    distances, numbers = index.search(embedded[:1].numpy(), 3)
+    found, where = nearest(metric, x[:1], x[1:], 3)
+    assert numbers.tolist() == where.tolist()
+    np.testing.assert_allclose(distances, found, rtol=1e-5)
 
 
 def test_the_module_comes_with_the_package():
