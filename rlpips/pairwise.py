@@ -391,14 +391,18 @@ def _blocks(a: _Side, b: _Side, memory: int) -> Iterator[tuple[slice, slice, Ten
 def _squared(a: Tensor, b: Tensor, memory: int) -> Tensor:
     """Return the squared distances `(n, m)` of rows `(n, D)` and `(m, D)`, summed in float64."""
     device = torch.device("cpu") if a.device.type == "mps" else a.device  # which has no float64
+    same = a.is_set_to(b)  # half the copies and lengths will do
     product = torch.zeros(len(a), len(b), dtype=torch.float64, device=device)
-    long_a, long_b = product.new_zeros(len(a), 1), product.new_zeros(len(b))
+    long_a = product.new_zeros(len(a), 1)
+    long_b = long_a.T if same else product.new_zeros(1, len(b))
     width = min(max(memory // (8 * (len(a) + len(b))), _WIDTH), 8 * _WIDTH)  # no wider than caches like it
     for columns in _parts(0, a.shape[1], width):
-        x, y = (each[:, columns].to(device).double() for each in (a, b))
-        product.addmm_(x, y.T)
+        x = a[:, columns].to(device).double()
         long_a += torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
-        long_b += torch.linalg.vector_norm(y, dim=1).square_()
+        y = x if same else b[:, columns].to(device).double()
+        if not same:
+            long_b += torch.linalg.vector_norm(y, dim=1).square_()
+        product.addmm_(x, y.T)
     product.mul_(-2).add_(long_a).add_(long_b)
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     product.masked_fill_(product < _nothing(dtype) * long_a, 0)
