@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlpips import pairwise as pairwise
     from rlpips.compat import (
         DSSIM,
         L2,
@@ -107,6 +108,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "pairwise":  # a module of names that say little without it
+        return importlib.import_module("rlpips.pairwise")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'rlpips' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"rlpips.{_MODULE_OF[name]}"), name)

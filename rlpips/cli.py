@@ -163,7 +163,9 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
     )
-    group.add_argument("--batch-size", type=positive, default=16, metavar="N", help="pairs at once (16)")
+    group.add_argument(
+        "--batch-size", type=positive, metavar="N", help="pairs at once (16), or of all pairs images (64)"
+    )
     group.add_argument(
         "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
     )
@@ -216,32 +218,45 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _pairs(options: argparse.Namespace) -> int:
     images = files(options.dir)
-    pairs = itertools.combinations(images, 2) if options.all else itertools.pairwise(images)
-    return _measure(options, list(pairs), [])
+    if options.all:
+        # images in tiles have no embeddings
+        combined = images if options.tile is None else ()
+        return _measure(options, list(itertools.combinations(images, 2)), [], combined)
+    return _measure(options, list(itertools.pairwise(images)), [])
 
 
 def _measure(
-    options: argparse.Namespace, pairs: Sequence[tuple[Path, Path]], failures: list[tuple[Path, str]]
+    options: argparse.Namespace,
+    pairs: Sequence[tuple[Path, Path]],
+    failures: list[tuple[Path, str]],
+    combined: Sequence[Path] = (),
 ) -> int:
-    """Measure pairs, write the report, name what could not be measured."""
+    """Measure pairs, or all of the files `combined`, write the report, name what could not be measured."""
     results: list[Measured] = []
     unreadable: dict[Path, str] = {}
     if pairs:
         import torch
         from tqdm import tqdm
 
-        from rlpips.measure import cached_metric, measure_pairs
+        from rlpips.measure import cached_metric, measure_all, measure_pairs
 
         metric = cached_metric(options.net, options.weights, options.version, torch.device(options.device))
-        measuring = measure_pairs(
-            pairs, metric, batch_size=options.batch_size, resize=options.resize, tile=options.tile
-        )
-        for result in tqdm(measuring, total=len(pairs), unit="pair", disable=None, leave=False):
-            unreadable |= result.unreadable
-            if result.problem:
-                failures.append((result.a, f"and {result.b}: {result.problem}"))
-            elif not result.unreadable:
-                results.append(result)
+        given: dict[str, Any] = {"resize": options.resize}
+        if options.batch_size is not None:
+            given["batch_size"] = options.batch_size
+        with tqdm(total=len(pairs), unit="pair", disable=None, leave=False) as bar:
+            if combined:
+                measuring = measure_all(combined, metric, progress=bar.update, **given)
+            else:
+                measuring = measure_pairs(pairs, metric, tile=options.tile, **given)
+            for result in measuring:
+                if not combined:
+                    bar.update()
+                unreadable |= result.unreadable
+                if result.problem:
+                    failures.append((result.a, f"and {result.b}: {result.problem}"))
+                elif not result.unreadable:
+                    results.append(result)
         failures += unreadable.items()
     elif not failures:
         raise ValueError("there are no two images to compare")

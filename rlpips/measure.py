@@ -1,7 +1,8 @@
-"""Distances between files, arrays and tensors in one call, and between many pairs of files in batches."""
+"""Distances between files, arrays and tensors in one call, and between many files in batches."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlpips.errors import ImageError
 from rlpips.images import resize as resize_images
 from rlpips.images import to_tensor
 from rlpips.metric import LPIPS
+from rlpips.pairwise import pdist
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,7 +65,7 @@ def distance(
         images_a, images_b = resize_images(images_a, size), resize_images(images_b, size)
     if images_a.shape[2:] != images_b.shape[2:]:
         raise ImageError(
-            _sizes_differ(images_a, images_b) + "; resize=(height, width) brings both to one size"
+            _sizes_differ(images_a.shape, images_b.shape) + "; resize=(height, width) brings both to one size"
         )
     if device is None:
         device = images_a.device if images_a.device.type != "cpu" else images_b.device
@@ -108,19 +110,11 @@ def measure_pairs(
     """
     if tile is not None:
         batch_size = 1
-
-    @functools.lru_cache(maxsize=256 if tile is None else 2)
-    def load(path: Path) -> Tensor | str:
-        try:
-            image, _ = to_tensor(path)
-        except (OSError, ImageError) as error:
-            return str(error)
-        return image if resize is None else resize_images(image, resize)
-
+    load = _loader(resize, remember=256 if tile is None else 2)
     waiting: list[tuple[Path, Path, Tensor, Tensor]] = []
     for a, b in pairs:
         image_a, image_b = load(a), load(b)
-        measured = _check_pair(a, b, image_a, image_b, metric)
+        measured = _check_pair(a, b, _size(image_a), _size(image_b), metric)
         full = len(waiting) == batch_size
         if waiting and (full or measured is not None or waiting[0][2].shape != image_a.shape):  # type: ignore[union-attr]
             yield from _measure_batch(waiting, metric, tile)
@@ -135,19 +129,107 @@ def measure_pairs(
         yield from _measure_batch(waiting, metric, tile)
 
 
+def measure_all(
+    files: Sequence[Path],
+    metric: LPIPS,
+    *,
+    batch_size: int = 64,
+    resize: tuple[int, int] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Measured]:
+    """Measure all pairs of files as `measure_pairs` does, but run each image through the backbone once.
+
+    Args:
+        files: the files.
+        metric: the metric, on the device where it shall run.
+        batch_size: the most images that run at once.
+        resize: (height, width) to which all images are brought.
+        progress: is called with the number of pairs that have been measured.
+
+    Yields:
+        One `Measured` for each pair, in the order of `itertools.combinations`.
+
+    Raises:
+        ImageError: a file that could be read at first could not be read again.
+    """
+    load = _loader(resize)
+    sizes = {path: _size(load(path)) for path in files}
+    alike: dict[torch.Size, list[Path]] = {}
+    for path in files:
+        size = sizes[path]
+        if _check_pair(path, path, size, size, metric) is None:
+            assert not isinstance(size, str)
+            alike.setdefault(size, []).append(path)
+    device = metric.scaling_layer.shift.device
+    distances = {
+        size: iter(
+            pdist(
+                metric, _Files(group, size, load, device), batch_size=batch_size, progress=progress
+            ).tolist()
+        )
+        for size, group in alike.items()
+    }
+    for a, b in itertools.combinations(files, 2):
+        size = sizes[a]
+        measured = _check_pair(a, b, size, sizes[b], metric)
+        yield measured or Measured(a, b, next(distances[size]))  # type: ignore[index]  # has been checked
+
+
+class _Files:
+    """Images of one size as a batch `(N, 3, H, W)`, of which slices are read when they are asked for."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: torch.Size,
+        load: Callable[[Path], Tensor | str],
+        device: torch.device,
+    ) -> None:
+        self.shape = (len(paths), *size)
+        self._paths, self._load, self._device = paths, load, device
+
+    def __getitem__(self, part: slice) -> Tensor:
+        images = [torch.empty(0, *self.shape[1:])]
+        for path in self._paths[part]:
+            image = self._load(path)
+            if isinstance(image, str):
+                raise ImageError(image)
+            images.append(image)
+        return torch.cat(images).to(self._device)
+
+
+def _loader(resize: tuple[int, int] | None, remember: int = 256) -> Callable[[Path], Tensor | str]:
+    """Return what reads a file as `(1, 3, H, W)`, or says why it cannot, and remembers the last ones."""
+
+    @functools.lru_cache(maxsize=remember)
+    def load(path: Path) -> Tensor | str:
+        try:
+            image, _ = to_tensor(path)
+        except (OSError, ImageError) as error:
+            return str(error)
+        return image if resize is None else resize_images(image, resize)
+
+    return load
+
+
+def _size(image: Tensor | str) -> torch.Size | str:
+    """Return (3, H, W), or why there is no image."""
+    return image if isinstance(image, str) else image.shape[1:]
+
+
 def _check_pair(
-    a: Path, b: Path, image_a: Tensor | str, image_b: Tensor | str, metric: LPIPS
+    a: Path, b: Path, size_a: torch.Size | str, size_b: torch.Size | str, metric: LPIPS
 ) -> Measured | None:
     """Return why a pair cannot be measured, or None if it can."""
-    unreadable = {path: image for path, image in ((a, image_a), (b, image_b)) if isinstance(image, str)}
+    unreadable = {path: size for path, size in ((a, size_a), (b, size_b)) if isinstance(size, str)}
     if unreadable:
         return Measured(a, b, unreadable=unreadable)
-    assert isinstance(image_a, Tensor)
-    assert isinstance(image_b, Tensor)
-    if image_a.shape != image_b.shape:
-        return Measured(a, b, problem=_sizes_differ(image_a, image_b) + "; --resize brings all to one size")
-    if min(image_a.shape[2:]) < metric.min_size:
-        height, width = image_a.shape[2:]
+    assert not isinstance(size_a, str)
+    assert not isinstance(size_b, str)
+    if size_a != size_b:
+        return Measured(a, b, problem=_sizes_differ(size_a, size_b) + "; --resize brings all to one size")
+    if min(size_a[1:]) < metric.min_size:
+        height, width = size_a[1:]
         return Measured(
             a, b, problem=f"{width} x {height} pixels are too few, this backbone needs {metric.min_size}"
         )
@@ -168,6 +250,7 @@ def _measure_batch(
         yield Measured(a, b, value)
 
 
-def _sizes_differ(image_a: Tensor, image_b: Tensor) -> str:
-    (height_a, width_a), (height_b, width_b) = image_a.shape[2:], image_b.shape[2:]
+def _sizes_differ(size_a: Sequence[int], size_b: Sequence[int]) -> str:
+    """Say so of sizes (..., H, W)."""
+    (height_a, width_a), (height_b, width_b) = size_a[-2:], size_b[-2:]
     return f"the images differ in size: {width_a} x {height_a} and {width_b} x {height_b} pixels"

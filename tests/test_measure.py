@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from peers import images
 from PIL import Image
 
 import rlpips
-from rlpips.measure import measure_pairs
+from rlpips.measure import measure_all, measure_pairs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -141,3 +142,18 @@ def test_pairs_are_measured_in_order_and_failures_told(folder, weights, batch_si
             assert m.distance == pytest.approx(rlpips.distance(m.a, m.b, weights=weights), abs=1e-6)
     resized = list(measure_pairs(pairs, metric, batch_size=batch_size, resize=(40, 48)))
     assert sum(not m.unreadable for m in resized) == 25
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(1, None), (64, None), (2, (40, 48))])
+def test_all_pairs_measure_as_pair_by_pair(folder, weights, batch_size, size):
+    metric = rlpips.LPIPS(weights=weights)
+    paths = [folder / f"{i}.png" for i in (0, 2, 5, 1, 4, 3, 0)]
+    done = []
+    found = list(measure_all(paths, metric, batch_size=batch_size, resize=size, progress=done.append))
+    expected = list(measure_pairs(itertools.combinations(paths, 2), metric, resize=size))
+    assert [(m.a, m.b, m.problem, m.unreadable) for m in found] == [
+        (m.a, m.b, m.problem, m.unreadable) for m in expected
+    ]
+    distances = [m.distance for m in expected]
+    assert [m.distance for m in found] == pytest.approx(distances, abs=1e-7, nan_ok=True)
+    assert sum(done) == sum(distance == distance for distance in distances)

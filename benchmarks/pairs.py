@@ -1,0 +1,38 @@
+"""All pairs of a set of images: embeddings and their distances against `lpips` on every pair.
+
+`lpips` runs both images of every pair through the backbone, 64 pairs at a time. Both ways have the same
+random AlexNet and heads, and are timed in turn, without gradients, in float32.
+"""
+
+import statistics
+
+import torch
+
+from benchmarks.speed import metrics
+from benchmarks.timing import in_turn, ratio
+from rlpips.pairwise import pdist
+
+
+def main(count: int = 64, size: int = 64, rounds: int = 3) -> None:
+    """Print medians, the ratio, pair by pair, and the largest difference in values."""
+    made = metrics("alex")
+    ours, theirs = made["rlpips"], made["lpips"]
+    torch.manual_seed(0)
+    images = torch.rand(count, 3, size, size) * 2 - 1
+    first, second = torch.triu_indices(count, count, 1).split(1)
+
+    @torch.no_grad()
+    def all_pairs() -> torch.Tensor:
+        parts = zip(first.flatten().split(64), second.flatten().split(64), strict=True)
+        return torch.cat([theirs(images[i], images[j]).flatten() for i, j in parts])
+
+    times = in_turn({"lpips": all_pairs, "rlpips": lambda: pdist(ours, images)}, rounds)
+    print(f"all pairs of {count} images, {size} px, float32, {torch.get_num_threads()} threads")
+    for name, each in times.items():
+        print(f"{name:12} {statistics.median(each) * 1000:8.1f} ms")
+    print(f"{'ratio':12} {ratio(times, 'lpips', 'rlpips'):8.1f}")
+    print(f"{'difference':12} {(pdist(ours, images) - all_pairs()).abs().max():8.1e}")
+
+
+if __name__ == "__main__":
+    main()
