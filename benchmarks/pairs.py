@@ -8,15 +8,17 @@ import statistics
 
 import torch
 
-from benchmarks.speed import metrics
+import rlpips
+from benchmarks import peers, report
 from benchmarks.timing import in_turn, ratio
 from rlpips.pairwise import pdist
 
 
 def main(count: int = 64, size: int = 64, rounds: int = 3) -> None:
     """Print medians, the ratio, pair by pair, and the largest difference in values."""
-    made = metrics("alex")
-    ours, theirs = made["rlpips"], made["lpips"]
+    metrics = peers.metrics("alex")
+    ours, theirs = metrics["rlpips"], metrics["lpips"]
+    assert isinstance(ours, rlpips.LPIPS)
     torch.manual_seed(0)
     images = torch.rand(count, 3, size, size) * 2 - 1
     first, second = torch.triu_indices(count, count, 1).split(1)
@@ -28,10 +30,14 @@ def main(count: int = 64, size: int = 64, rounds: int = 3) -> None:
 
     times = in_turn({"lpips": all_pairs, "rlpips": lambda: pdist(ours, images)}, rounds)
     print(f"all pairs of {count} images, {size} px, float32, {torch.get_num_threads()} threads")
-    for name, each in times.items():
-        print(f"{name:12} {statistics.median(each) * 1000:8.1f} ms")
-    print(f"{'ratio':12} {ratio(times, 'lpips', 'rlpips'):8.1f}")
-    print(f"{'difference':12} {(pdist(ours, images) - all_pairs()).abs().max():8.1e}")
+    milliseconds = {name: statistics.median(each) * 1000 for name, each in times.items()}
+    faster, difference = ratio(times, "lpips", "rlpips"), (pdist(ours, images) - all_pairs()).abs().max()
+    for name, each in milliseconds.items():
+        print(f"{name:12} {each:8.1f} ms")
+    print(f"{'ratio':12} {faster:8.1f}")
+    print(f"{'difference':12} {difference:8.1e}")
+    row = {"count": count, "size": size, "ms": milliseconds, "ratio": faster, "difference": difference.item()}
+    report.write("pairs", [row])
 
 
 if __name__ == "__main__":
