@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlpips import functional as functional
+    from rlpips import torchmetrics as torchmetrics
     from rlpips.compat import (
         DSSIM,
         L2,
@@ -63,6 +65,9 @@ _SOURCES = {
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
 
+# Modules that are used by their own name: `rlpips.functional.lpips` after `import rlpips`.
+_MODULES = ("functional", "torchmetrics")
+
 __all__ = [
     "DSSIM",
     "JND",
@@ -107,6 +112,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"rlpips.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'rlpips' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"rlpips.{_MODULE_OF[name]}"), name)
