@@ -101,17 +101,14 @@ def heads(parameters: Parameters) -> tuple[Tensor, ...]:
     """
     arch = ARCHITECTURES[_net(parameters)]
     like = parameters[_NAMES[arch.name][0]]
-    found = [
-        # dropout, which may come first, has a number but no weight
-        next((parameters[name] for i in (1, 0) if (name := f"lin{k}.model.{i}.weight") in parameters), None)
+    found = [  # dropout, which may come first, has a number but no weight
+        parameters.get(f"lin{k}.model.1.weight", parameters.get(f"lin{k}.model.0.weight"))
         for k in range(len(arch.channels))
     ]
     if not any(weight is not None for weight in found):
         return tuple(comparison.wide(like.new_ones(channels)) for channels in arch.channels)
     if missing := [f"lin{k}" for k, weight in enumerate(found) if weight is None]:
-        raise ValueError(
-            f"parameters hold no weights for {', '.join(missing)}, but for other heads; pass all or none"
-        )
+        raise ValueError(f"parameters lack the heads {', '.join(missing)}, but hold others; pass all or none")
     return tuple(comparison.wide(weight.flatten()) for weight in found if weight is not None)
 
 
