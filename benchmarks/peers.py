@@ -49,7 +49,7 @@ def metrics(net: str) -> dict[str, Metric]:
     ours = rlpips.LPIPS(net=net, pnet_rand=True, check_range=False)
     ours.load_state_dict(theirs.state_dict())
     made: dict[str, Metric] = {"rlpips": ours, "lpips": theirs}
-    with _no_downloads(ours), warnings.catch_warnings():
+    with no_downloads(ours), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(ImportError):
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -78,7 +78,7 @@ def _in_unit_range(metric: Metric) -> Metric:
 
 
 @contextlib.contextmanager
-def _no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
+def no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
     """Let constructors that would fetch weights find the weights of `metric` instead."""
     import torchvision
     from torchvision.models._api import WeightsEnum

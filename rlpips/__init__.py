@@ -4,7 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlpips import functional as functional
     from rlpips import pairwise as pairwise
+    from rlpips import torchmetrics as torchmetrics
     from rlpips.compat import (
         DSSIM,
         L2,
@@ -64,6 +66,9 @@ _SOURCES = {
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
 
+# Modules that are used by their own name: `rlpips.functional.lpips` after `import rlpips`.
+_MODULES = ("functional", "pairwise", "torchmetrics")
+
 __all__ = [
     "DSSIM",
     "JND",
@@ -108,8 +113,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pairwise":  # a module of names that say little without it
-        return importlib.import_module("rlpips.pairwise")
+    if name in _MODULES:
+        return importlib.import_module(f"rlpips.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'rlpips' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"rlpips.{_MODULE_OF[name]}"), name)

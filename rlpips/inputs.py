@@ -56,7 +56,9 @@ def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int) -> Non
         )
 
 
-def check_pair(shape0: Sequence[int], shape1: Sequence[int]) -> None:
+def check_pair(
+    shape0: Sequence[int], shape1: Sequence[int], *, names: Sequence[str] = ("in0", "in1")
+) -> None:
     """Check that two batches `(N, 3, H, W)` can be compared: one size, and one `N` or an `N` of 1.
 
     Raises:
@@ -64,14 +66,42 @@ def check_pair(shape0: Sequence[int], shape1: Sequence[int]) -> None:
     """
     if tuple(shape0[2:]) != tuple(shape1[2:]):
         raise ValueError(
-            "in0 and in1 must have the same height and width, "
+            f"{names[0]} and {names[1]} must have the same height and width, "
             f"got {tuple(shape0[2:])} and {tuple(shape1[2:])}"
         )
     if shape0[0] != shape1[0] and shape0[0] != 1 and shape1[0] != 1:
         raise ValueError(
-            "in0 and in1 must have the same batch size, or one of them a batch of 1, "
+            f"{names[0]} and {names[1]} must have the same batch size, or one of them a batch of 1, "
             f"got {shape0[0]} and {shape1[0]}"
         )
+
+
+def check_range(images: dict[str, Tensor], normalize: bool) -> None:
+    """Check the values of batches of images, by their names. On a GPU this waits for them.
+
+    Raises:
+        ValueError: a value is NaN or not in [-1, 1], or [0, 1] with `normalize`.
+    """
+    images = {name: image for name, image in images.items() if image.numel()}
+    if images and (message := _out_of_range(list(images), _extremes(images), normalize)):
+        raise ValueError(message)
+
+
+def _extremes(images: dict[str, Tensor]) -> Tensor:
+    """Return the least and greatest value of each batch, `(len(images), 2)`."""
+    return torch.stack([torch.stack(torch.aminmax(image.detach().float())) for image in images.values()])
+
+
+def _out_of_range(names: list[str], extremes: Tensor, normalize: bool) -> str:
+    """Say which batch is not in range; say nothing if all are."""
+    least = -1.0 + normalize
+    for name, (low, high) in zip(names, extremes.tolist(), strict=True):
+        if low != low:
+            return f"{name} holds NaN"
+        if not (low >= least - _TOLERANCE and high <= 1 + _TOLERANCE):
+            flag = "with normalize=True" if normalize else "images"
+            return f"{name} has values in [{low:.4g}, {high:.4g}]; {flag} must lie in [{least:.0f}, 1]"
+    return ""
 
 
 class RangeCheck:
@@ -96,15 +126,11 @@ class RangeCheck:
         device = next(iter(images.values())).device
         try:
             if device.type == "cpu":
-                self._judge(self._extremes(images), list(images), normalize)
+                self._judge(_extremes(images), list(images), normalize)
             elif device.type == "cuda":
                 self._check_later(images, normalize, device)
         except RuntimeError:  # fake tensors and torch.func.vmap have no values to show
             return
-
-    @staticmethod
-    def _extremes(images: dict[str, Tensor]) -> Tensor:
-        return torch.stack([torch.stack(torch.aminmax(image.detach().float())) for image in images.values()])
 
     def _check_later(self, images: dict[str, Tensor], normalize: bool, device: torch.device) -> None:
         if torch.cuda.is_current_stream_capturing():
@@ -117,29 +143,18 @@ class RangeCheck:
             self._judge(extremes, names, pending_normalize)
         host = torch.empty(len(images), 2, pin_memory=True)
         with torch.cuda.device(device):
-            host.copy_(self._extremes(images), non_blocking=True)
+            host.copy_(_extremes(images), non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._pending = (event, host, list(images), normalize)
 
     def _judge(self, extremes: Tensor, names: list[str], normalize: bool) -> None:
-        values = extremes.tolist()
-        least = 0.0 if normalize else -1.0
-        message = ""
-        for name, (low, high) in zip(names, values, strict=True):
-            if low != low:
-                message = f"{name} holds NaN"
-                break
-            if not (low >= least - _TOLERANCE and high <= 1 + _TOLERANCE):
-                flag = "with normalize=True" if normalize else "images"
-                message = f"{name} has values in [{low:.4g}, {high:.4g}]; {flag} must lie in [{least:.0f}, 1]"
-                break
-        else:
-            if not normalize and min(low for low, _ in values) >= 0:
-                message = (
-                    f"every value of {' and '.join(names)} lies in [0, 1], but images are expected "
-                    "in [-1, 1]; for images in [0, 1] pass normalize=True"
-                )
+        message = _out_of_range(names, extremes, normalize)
+        if not message and not normalize and extremes.min() >= 0:
+            message = (
+                f"every value of {' and '.join(names)} lies in [0, 1], but images are expected "
+                "in [-1, 1]; for images in [0, 1] pass normalize=True"
+            )
         if message:
             self.warned = True
             message += ". This is said once; check_range=False switches the check off."
