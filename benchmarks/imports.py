@@ -21,7 +21,7 @@ STATEMENTS = {
 }
 
 
-def main(rounds: int = 7) -> None:
+def main(rounds: int = 5) -> None:
     """Print a table."""
     warnings.simplefilter("ignore")
     times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
