@@ -63,7 +63,8 @@ class ImageConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images `(N, 3, H, W)`."""
         device = x.device.type
-        if torch.is_autocast_enabled(device) and self.weight.dtype == torch.float32:
+        rounding = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if rounding and self.weight.dtype == torch.float32:
             with torch.autocast(device, enabled=False):
                 return self._convolve(x.float()).to(torch.get_autocast_dtype(device))
         return self._convolve(x)
