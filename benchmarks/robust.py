@@ -56,7 +56,8 @@ def attacked(
     yield f"Square, {20 * steps} queries", autoattack(metric, triplets, perturb, "square", steps)
     yield "transfer from LPIPS", PGD("linf", EPS, steps)(other, other.x)
     for k in (8, 16, 32, 64):
-        yield f"PGD {steps}, eps {k}/255", PGD("linf", k / 255, steps)(own, own.x)
+        long = PGD("linf", k / 255, 7 * steps, momentum=0.6)  # far to go: see that steps do not run out
+        yield f"PGD {7 * steps}, eps {k}/255", long(own, own.x)
 
 
 def main() -> None:
