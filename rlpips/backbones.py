@@ -63,7 +63,7 @@ class ImageConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images `(N, 3, H, W)`."""
         device = x.device.type
-        rounding = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        rounding = device != "meta" and torch.is_autocast_enabled(device)
         if rounding and self.weight.dtype == torch.float32:
             with torch.autocast(device, enabled=False):
                 return self._convolve(x.float()).to(torch.get_autocast_dtype(device))
