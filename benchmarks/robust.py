@@ -60,6 +60,15 @@ def attacked(
         yield f"PGD {7 * steps}, eps {k}/255", long(own, own.x)
 
 
+def scale(metric: Metric, standard: Metric, triplets: list[Tensor]) -> tuple[float, float]:
+    """Return the median ratio of distances to those of LPIPS, and their rank correlation (Spearman)."""
+    ref, x0, x1, _ = triplets
+    with torch.no_grad():
+        ours, theirs = (torch.cat([each(x0, ref), each(x1, ref)]).flatten() for each in (metric, standard))
+    ranks = torch.stack([each.argsort().argsort().double() for each in (ours, theirs)])
+    return float((ours / theirs).median()), float(torch.corrcoef(ranks)[0, 1])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,6 +85,8 @@ def main() -> None:
     print(f"{len(items)} triplets, l-inf 4/255 unless said otherwise")
     for weights in options.weights:
         metric = rlpips.LPIPS(weights=weights, check_range=False)
+        ratio, correlation = scale(metric, standard, triplets)
+        print(f"{weights:24} distances over LPIPS' {ratio:.2f} (median), rank correlation {correlation:.3f}")
         for perturb in options.perturb:
             for name, images in attacked(metric, standard, triplets, perturb, options.steps):
                 score = share_right(metric, triplets, perturb, images)
