@@ -19,11 +19,11 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from rlpips import comparison
-from rlpips.backbones import ARCHITECTURES
+from rlpips.backbones import ARCHITECTURES, Backbone
 from rlpips.inputs import check_image, check_pair
 from rlpips.metric import LPIPS, ScalingLayer, spatial_average, upsample
 
@@ -209,10 +209,10 @@ class _Trunk(LPIPS):
     """The way from images to features, without weights of its own."""
 
     def __init__(self, net: str, version: str) -> None:
+        nn.Module.__init__(self)  # no heads, and no weights to be drawn
+        self.version = version
         with torch.device("meta"):
-            super().__init__(
-                net=net, version=version, lpips=False, pnet_rand=True, verbose=False, check_range=False
-            )
+            self.scaling_layer, self.net = ScalingLayer(), Backbone(ARCHITECTURES[net])
 
     def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Map images `(N, 3, H, W)` to features."""
