@@ -36,7 +36,7 @@ def _stlpips(net: str) -> torch.nn.Module:
     return metric
 
 
-def metrics(net: str) -> dict[str, Metric]:
+def metrics(net: str, device: str = "cpu") -> dict[str, Metric]:
     """Return all LPIPS there are with the same random weights, on images in [-1, 1], ours and `lpips` first.
 
     Those of torchmetrics, piqa and piq (which has VGG16 only) are among them where they are installed.
@@ -45,8 +45,8 @@ def metrics(net: str) -> dict[str, Metric]:
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = lpips.LPIPS(net=net, pnet_rand=True)
-    ours = rlpips.LPIPS(net=net, pnet_rand=True, check_range=False)
+        theirs = lpips.LPIPS(net=net, pnet_rand=True).to(device)
+    ours = rlpips.LPIPS(net=net, pnet_rand=True, check_range=False).to(device)
     ours.load_state_dict(theirs.state_dict())
     made: dict[str, Metric] = {"rlpips": ours, "lpips": theirs}
     with no_downloads(ours), warnings.catch_warnings():
@@ -54,17 +54,17 @@ def metrics(net: str) -> dict[str, Metric]:
         with contextlib.suppress(ImportError):
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-            made["torchmetrics"] = LearnedPerceptualImagePatchSimilarity(net_type=net).net
+            made["torchmetrics"] = LearnedPerceptualImagePatchSimilarity(net_type=net).net.to(device)
         with contextlib.suppress(ImportError):
             import piqa
 
-            made["piqa"] = _in_unit_range(piqa.LPIPS(network=net, reduction="none"))
+            made["piqa"] = _in_unit_range(piqa.LPIPS(network=net, reduction="none").to(device))
         if net == "vgg":
             with contextlib.suppress(ImportError):
                 import piq
 
-                made["piq"] = _in_unit_range(piq.LPIPS(reduction="none"))
-    x, y = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+                made["piq"] = _in_unit_range(piq.LPIPS(reduction="none").to(device))
+    x, y = torch.rand(2, 1, 3, 64, 64, device=device) * 2 - 1
     with torch.no_grad():
         expected = ours(x, y)
         for name, metric in made.items():
@@ -83,7 +83,7 @@ def no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
     import torchvision
     from torchvision.models._api import WeightsEnum
 
-    heads = [lin.weight.detach().clone() for lin in metric.lins]
+    heads = [lin.weight.detach().cpu().clone() for lin in metric.lins]
 
     def fetch(url: str, *_: object, **__: object) -> object:
         return heads if "lpips_weights" in url else dict(enumerate(heads))
@@ -91,7 +91,7 @@ def no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
     def backbone(self: WeightsEnum, *_: object, **__: object) -> dict[str, Tensor]:
         name = type(self).__name__.removesuffix("_Weights").lower()
         features = {
-            "features." + key.split(".", 1)[1]: value for key, value in metric.net.state_dict().items()
+            "features." + key.split(".", 1)[1]: value.cpu() for key, value in metric.net.state_dict().items()
         }
         return {**torchvision.models.get_model(name).state_dict(), **features}
 

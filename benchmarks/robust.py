@@ -1,96 +1,166 @@
-"""Is a metric robust, or only hard to climb? Attacks that no gradient leads, stronger ones, larger budgets.
+"""What attackers leave of metrics: the README's tables, by one command.
 
-For each metric, the share of triplets judged right: under the attacks of AutoAttack (white-box APGD and the
-black-box Square), under attacks found on standard LPIPS and transferred, with more steps, and with larger
-budgets, which must drive it to zero. Masked gradients would show as a black-box attack that beats the
-white-box ones, or as a score that stays where the budget is large (Athalye et al. 2018, arXiv 1802.00420).
+`python -m benchmarks.robust PHOTOS FOLDER` keeps every fifth photo, as in weights/README.md, renders
+triplets of these with distortions that the training of the robust metric never saw, lets a panel judge
+them, and measures how often each metric judges as the panel does. Everything is kept in FOLDER; the same
+command goes on with what was interrupted. It takes hours, most of them with VGG16; `--weights` and
+`--count` choose less.
 """
 
 import argparse
-import logging
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import rlpips
-from rlpips.attacks import APGD, PGD, TripletClassifier
-from rlpips.objectives import Metric, RankFlip
+from benchmarks import masking, report
+from rlpips import cli
+from rlpips.files import write_atomically
 
-EPS = 4 / 255
-
-
-def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: Tensor) -> float:
-    """Return the share of triplets judged as `judge` says, with attacked images `(N, 3, H, W)` in place."""
-    objective = RankFlip(metric, *triplets, perturb=perturb)
-    with torch.no_grad():
-        d0, d1 = objective.distances(attacked, torch.arange(len(attacked)))
-    return float(((d1 < d0) == (triplets[3].flatten() > 0.5)).float().mean())
-
-
-def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, steps: int) -> Tensor:
-    """Return what one of AutoAttack's attacks makes of the perturbed images, in [-1, 1]."""
-    from pyautoattack import AutoAttack
-
-    logging.getLogger("auto-attack").setLevel(logging.ERROR)
-    classifier = TripletClassifier(metric, *triplets, perturb=perturb)
-    attack = AutoAttack(classifier, attacks=[kind], eps=EPS, norm="Linf", seed=0, version="custom")
-    attack.apgd.n_iter, attack.apgd.n_restarts, attack.square.n_queries = steps, 1, 20 * steps
-    found, *_ = attack.run_standard_evaluation(classifier.images, classifier.labels, batch_size=50)
-    return 2 * found - 1
+UNSEEN = (
+    *("salt-and-pepper", "motion-blur", "webp", "bilinear", "colour-cast", "gamma", "quantisation"),
+    *("motion-blur+webp", "saturation+bilinear", "colour-cast+jpeg", "gamma+quantisation"),
+)
+WEIGHTS = ("standard", "rlpips-alex-heads", "robust", "vgg:standard", "vgg:robust")
+WHITE_BOX = "linf:4/255:30:2"
+OTHERS = {  # attacks that no metric here was trained with, and what they perturb
+    "ssa:4/255:30": ("x0", "x1"),
+    **dict.fromkeys(
+        ("apgd-linf:4/255:30", "l2:1:30", "stadv:0.25:30", "stadv:0.5:30", "stadv:1:30"), ("x0", "ref")
+    ),
+}
+BATCH = 50
 
 
-def attacked(
-    metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield each attack's name and what it makes of the perturbed images."""
-    own, other = (RankFlip(each, *triplets, perturb=perturb) for each in (metric, standard))
-    other.goal = float("inf")  # a transferred attack does not know when it has succeeded
-    yield "natural", own.x
-    yield f"PGD {steps}", PGD("linf", EPS, steps)(own, own.x)
-    yield f"PGD {steps}, 2 restarts", PGD("linf", EPS, steps, restarts=2)(own, own.x)
-    yield f"PGD {10 * steps}", PGD("linf", EPS, 10 * steps)(own, own.x)
-    yield f"APGD {steps}", APGD("linf", EPS, steps)(own, own.x)
-    yield f"AutoAttack's APGD-CE {steps}", autoattack(metric, triplets, perturb, "apgd-ce", steps)
-    yield f"Square, {20 * steps} queries", autoattack(metric, triplets, perturb, "square", steps)
-    yield "transfer from LPIPS", PGD("linf", EPS, steps)(other, other.x)
-    for k in (8, 16, 32, 64):
-        long = PGD("linf", k / 255, 7 * steps, momentum=0.6)  # far to go: see that steps do not run out
-        yield f"PGD {7 * steps}, eps {k}/255", long(own, own.x)
+class Benchmark:
+    """The folder, and the measurements in it, each made once."""
+
+    def __init__(self, photos: Path, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+        self.photos = folder / "photos"
+        self.photos.mkdir(parents=True, exist_ok=True)
+        for photo in sorted(photos.glob("*.jpg"))[::5]:
+            shutil.copy(photo, self.photos)
+
+    def triplets(self, size: int, count: int) -> Path:
+        """Render triplets, where they are not there."""
+        data = self.folder / f"triplets-{size}-{count}"
+        options = ["--count", count, "--size", size, "--seed", 78, "--labels", "panel"]
+        run("triplets", self.photos, data, *options, "--distortions", *UNSEEN)
+        return data
+
+    def judged(self, name: str, weights: str, data: Path, count: int, *options: object) -> dict[str, float]:
+        """Return the accuracy of a metric on triplets, by attack and what it perturbs."""
+        document = self._evaluated(
+            f"{name}-{count}", weights, "2afc", "--data", data, "--limit", count, *options
+        )
+        return {
+            f"{row['attack']} {row['perturb']}".replace("none -", "natural"): row["accuracy"]["value"]
+            for row in document["results"]
+        }
+
+    def inflation(self, weights: str) -> float:
+        """Return how far attacks push photos from themselves, over visible distortions."""
+        count = min(self.count, 60)
+        document = self._evaluated(
+            f"inflation-{count}",
+            weights,
+            "robustness",
+            "--images",
+            self.photos,
+            "--limit",
+            count,
+            "--attack",
+            WHITE_BOX,
+        )
+        return float(document["attacked"][0]["inflation"])
+
+    def _evaluated(self, name: str, weights: str, *command: object) -> dict[str, Any]:
+        output = self.folder / f"{name}-{weights.replace(':', '-')}.json"
+        if not output.exists():
+            run("evaluate", *command, "--weights", weights, "-o", output)
+        document: dict[str, Any] = json.loads(output.read_text())
+        return document
+
+    def masked(self, weights: str, data: Path) -> dict[str, float]:
+        """Return what `benchmarks.masking` finds, with x0 attacked."""
+        dataset = rlpips.TwoAFC(data)
+        count = min(self.count, 60)
+        output = self.folder / f"masking-{count}-{weights}.json"
+        if not output.exists():
+            items = [dataset[i] for i in range(count)]
+            images = [torch.stack([item[key] for item in items]) for key in ("ref", "p0", "p1", "judge")]
+            standard = rlpips.LPIPS(check_range=False)
+            found = masking.measure(rlpips.LPIPS(weights=weights, check_range=False), standard, images, "x0")
+            write_atomically(output, json.dumps(found, indent=1).encode())
+        values: dict[str, float] = json.loads(output.read_text())
+        return values
 
 
-def scale(metric: Metric, standard: Metric, triplets: list[Tensor]) -> tuple[float, float]:
-    """Return the median ratio of distances to those of LPIPS, and their rank correlation (Spearman)."""
-    ref, x0, x1, _ = triplets
-    with torch.no_grad():
-        ours, theirs = (torch.cat([each(x0, ref), each(x1, ref)]).flatten() for each in (metric, standard))
-    ranks = torch.stack([each.argsort().argsort().double() for each in (ours, theirs)])
-    return float((ours / theirs).median()), float(torch.corrcoef(ranks)[0, 1])
+def run(*arguments: object) -> None:
+    """Run `rlpips`, and stop where it fails."""
+    print("+ rlpips", *arguments, flush=True)
+    if status := cli.main([str(each) for each in arguments]):
+        raise SystemExit(status)
 
 
-def main() -> None:
-    """Print the table."""
+def table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """Print a Markdown table of rows by name, and a gap for what was not measured."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    print(f"\n| {title} | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
+    for name, row in rows.items():
+        values = [f"{row[column]:.2f}" if column in row else "" for column in columns]
+        print(f"| {name} | {' | '.join(values)} |")
+
+
+def transposed(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Exchange rows and columns."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return {name: {key: row[name] for key, row in rows.items() if name in row} for name in names}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="triplets in BAPPS' layout")
-    parser.add_argument("--weights", nargs="+", default=["standard", "robust"])
-    parser.add_argument("--perturb", nargs="+", default=["x0", "ref"])
-    parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=30)
-    options = parser.parse_args()
-    dataset = rlpips.TwoAFC(options.data)
-    items = [dataset[i] for i in range(min(options.limit, len(dataset)))]
-    triplets = [torch.stack([item[key] for item in items]) for key in ("ref", "p0", "p1", "judge")]
-    standard = rlpips.LPIPS(check_range=False)
-    print(f"{len(items)} triplets, l-inf 4/255 unless said otherwise")
+    parser.add_argument(
+        "photos", type=Path, help="a folder of .jpg files: 700 of ImageNet's and 400 of BSDS500"
+    )
+    parser.add_argument("folder", type=Path, help="where everything is kept")
+    parser.add_argument("--weights", nargs="+", default=WEIGHTS)
+    parser.add_argument("--count", type=int, default=400, help="triplets (400; with VGG16 at most 100)")
+    options = parser.parse_args(arguments)
+    benchmark = Benchmark(options.photos, options.folder, options.count)
+    data, large = benchmark.triplets(64, options.count), benchmark.triplets(256, min(options.count, 60))
+    main_table, others, masks = {}, {}, {}
     for weights in options.weights:
-        metric = rlpips.LPIPS(weights=weights, check_range=False)
-        ratio, correlation = scale(metric, standard, triplets)
-        print(f"{weights:24} distances over LPIPS' {ratio:.2f} (median), rank correlation {correlation:.3f}")
-        for perturb in options.perturb:
-            for name, images in attacked(metric, standard, triplets, perturb, options.steps):
-                score = share_right(metric, triplets, perturb, images)
-                print(f"{weights:24} {perturb:4} {name:24} {score:.2f}", flush=True)
+        alex = not weights.startswith("vgg:")
+        fewer = min(options.count, 300)
+        count = options.count if alex else min(options.count, 100)
+        attack = ["--attack", WHITE_BOX, "--perturb", "x0", "x1", "ref", "--batch-size"]
+        row = benchmark.judged("white-box", weights, data, count, *attack, BATCH)
+        main_table[weights] = {name.removeprefix(f"{WHITE_BOX} "): value for name, value in row.items()}
+        main_table[weights]["inflation"] = benchmark.inflation(weights)
+        if not alex or weights == "rlpips-alex-heads":
+            continue
+        others[weights] = {}
+        for other, perturb in OTHERS.items():
+            attack = ["--attack", other, "--perturb", *perturb, "--batch-size", BATCH]
+            others[weights] |= benchmark.judged(
+                other.replace("/", "-").replace(":", "-"), weights, data, fewer, *attack
+            )
+        attack = ["--attack", WHITE_BOX, "--perturb", "x0", "x1", "ref", "--batch-size", 10]
+        row = benchmark.judged("white-box-256", weights, large, min(options.count, 60), *attack)
+        others[weights] |= {f"256 px: {name}": value for name, value in row.items()}
+        masks[weights] = benchmark.masked(weights, data)
+    table(f"accuracy under {WHITE_BOX}", main_table)
+    table("other attacks", transposed(others))
+    table("on x0", transposed(masks))
+    report.write("robust", [{"white-box": main_table, "others": others, "masking": masks}])
 
 
 if __name__ == "__main__":

@@ -3,12 +3,17 @@
 Every row is measured in turn with its rivals in one process, with the same tensors, random weights and
 threads, and reported as the median of the ratios of each round. The others run as they come out of their
 constructors; 'backbone' is the convolutions, ReLUs and poolings alone, in channels-last memory.
+
+`python -m benchmarks.speed --device cuda` does the same on a GPU, in float32, TF32 and bfloat16.
 """
 
+import argparse
+import contextlib
 import copy
 import statistics
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +23,24 @@ from benchmarks.timing import in_turn, ratio
 
 SHAPES = {"alex": [(8, 3, 256, 256), (32, 3, 64, 64)], "vgg": [(2, 3, 256, 256)]}
 ROUNDS = {"alex": 7, "vgg": 3}
+GPU_SHAPES = {
+    "alex": [(32, 3, 256, 256), (256, 3, 64, 64)],
+    "vgg": [(16, 3, 256, 256)],
+}
+GPU_ROUNDS = 20
 Run = Callable[[], Any]
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Let a GPU compute in 'float32', 'tf32' or 'bfloat16'."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    try:
+        with torch.autocast("cuda", torch.bfloat16, enabled=name == "bfloat16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def step(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> None:
@@ -29,13 +51,13 @@ def step(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> None:
     torch.autograd.backward(outs, [torch.ones_like(each) for each in outs])
 
 
-def rows(net: str, shape: tuple[int, ...]) -> dict[str, dict[str, Run]]:
+def rows(net: str, shape: tuple[int, ...], device: str) -> dict[str, dict[str, Run]]:
     """Return what to measure, by row and by name."""
-    metrics = peers.metrics(net)
+    metrics = peers.metrics(net, device)
     ours: Any = metrics["rlpips"]
     theirs: Any = metrics["lpips"]
     torch.manual_seed(0)
-    x, y = (torch.rand(shape) * 2 - 1 for _ in range(2))
+    x, y = (torch.rand(shape, device=device) * 2 - 1 for _ in range(2))
     with torch.no_grad():
         reference = ours.reference(y)
     last = copy.deepcopy(theirs.net).to(memory_format=torch.channels_last)
@@ -69,12 +91,13 @@ def rows(net: str, shape: tuple[int, ...]) -> dict[str, dict[str, Run]]:
             "rlpips": loss_step(ours),
             **{name: loss_step(metric) for name, metric in others.items()},
         },
-        "forward, bfloat16": {
+    }
+    if device == "cpu":
+        table["forward, bfloat16"] = {
             "rlpips": reduced(lambda: ours(x, y)),
             "lpips": forward(theirs),
             "backbone": reduced(backbone),
-        },
-    }
+        }
     if net == "alex":  # compiling takes its time
         compiled = torch.compile(ours)
         table |= {
@@ -92,23 +115,39 @@ def rows(net: str, shape: tuple[int, ...]) -> dict[str, dict[str, Run]]:
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Print how many times as long the others take as ours does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    device = parser.parse_args(arguments).device
     warnings.simplefilter("ignore")
     result = []
-    print(f"time of others over ours, {torch.get_num_threads()} threads")
-    for net, shapes in SHAPES.items():
+    on_gpu = device == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
+    print(f"time of others over ours, {where}")
+    for net, shapes in (GPU_SHAPES if on_gpu else SHAPES).items():
         for shape in shapes:
             size = "x".join(map(str, shape))
-            for row, runs in rows(net, shape).items():
-                times = in_turn(runs, ROUNDS[net])
-                ratios = {name: ratio(times, name, "rlpips") for name in times if name != "rlpips"}
-                milliseconds = {name: statistics.median(each) * 1000 for name, each in times.items()}
-                result.append({"net": net, "shape": shape, "row": row, "ms": milliseconds, "ratios": ratios})
-                against = "  ".join(f"{name} {value:.2f}" for name, value in ratios.items())
-                print(f"{net:5} {size:13} {row:29} {milliseconds['rlpips']:8.1f} ms  {against}", flush=True)
-    report.write("speed", result)
+            table = rows(net, shape, device)
+            for kind in ("float32", "tf32", "bfloat16") if on_gpu else ("",):
+                for row, runs in table.items():
+                    if on_gpu:
+                        with precision(kind):
+                            times = in_turn(runs, GPU_ROUNDS, torch.cuda.synchronize)
+                    else:
+                        times = in_turn(runs, ROUNDS[net])
+                    ratios = {name: ratio(times, name, "rlpips") for name in times if name != "rlpips"}
+                    milliseconds = {name: statistics.median(each) * 1000 for name, each in times.items()}
+                    name = f"{row}, {kind}".removesuffix(", ")
+                    result.append(
+                        {"net": net, "shape": shape, "row": name, "ms": milliseconds, "ratios": ratios}
+                    )
+                    against = "  ".join(f"{name} {value:.2f}" for name, value in ratios.items())
+                    print(
+                        f"{net:5} {size:13} {name:38} {milliseconds['rlpips']:8.1f} ms  {against}", flush=True
+                    )
+    report.write("speed-cuda" if on_gpu else "speed", result)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

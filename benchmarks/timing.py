@@ -6,13 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds that each way took, `rounds` times, after one round that does not count."""
+def in_turn(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, finish: Callable[[], Any] = lambda: None
+) -> dict[str, list[float]]:
+    """Return the seconds that each way took, `rounds` times, after one round that does not count.
+
+    `finish` waits for what a run left to a device.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            finish()
             if number:
                 times[name].append(time.perf_counter() - start)
     return times

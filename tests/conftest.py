@@ -4,6 +4,10 @@ import functools
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; before torch reads it
+    cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+
 import lpips
 import pytest
 import torch
@@ -64,6 +68,17 @@ def real_peers(real_weights, shared):
         return ours.to(dtype), theirs.to(dtype)
 
     return make
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["worst"] = {str(dtype): worst for dtype, worst in WORST.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for dtype, worst in getattr(node, "workeroutput", {}).get("worst", {}).items():
+        WORST[dtype] = max(WORST.get(dtype, 0), worst)
 
 
 def pytest_terminal_summary(terminalreporter):

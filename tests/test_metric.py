@@ -665,6 +665,7 @@ def test_a_script_under_ddp(tmp_path):
         "assert torch.equal(*weights)\n"
         "assert torch.equal(before, model.module.metric.lin0.weight)\n"
         "print('rank', rank, 'is done', flush=True)\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     command = [
         sys.executable,
@@ -679,6 +680,31 @@ def test_a_script_under_ddp(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is done") == 2
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
+def test_on_cuda_values_are_the_cpus_and_nothing_waits_for_the_device(net, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    metric = rlpips.LPIPS(net=net, pnet_rand=True)
+    x, y = torch.rand(2, 2, 3, 65, 71) * 2 - 1
+    expected = metric(x, y)
+    metric.cuda()
+    x, y = x.cuda().requires_grad_(), y.cuda()
+    reference = metric.reference(y)
+    metric(x, y).sum().backward()  # what the first call sets up may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        distance = metric(x, y)
+        again = metric(x, reference)
+        again.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(distance.cpu(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again.cpu(), expected, rtol=1e-4, atol=1e-6)
 
 
 # --- arguments ----------------------------------------------------------------------------------------------

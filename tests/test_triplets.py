@@ -146,7 +146,7 @@ def test_a_killed_run_leaves_whole_files_and_is_continued(photos, tmp_path):
     process = subprocess.Popen([*command, "--count", "100000"], env=environment, stderr=subprocess.PIPE)
     judge = tmp_path / "out" / "2afc" / "val" / "triplets" / "judge"
     for _ in range(1200):
-        if judge.is_dir() and len(list(judge.iterdir())) > 10:
+        if len(list(judge.glob("*.npy"))) > 10:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

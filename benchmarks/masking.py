@@ -1,0 +1,79 @@
+"""Is a metric robust, or only hard to climb? Attacks that no gradient leads, stronger ones, larger budgets.
+
+The share of triplets judged right: under the attacks of AutoAttack (white-box APGD and the black-box
+Square), under attacks found on standard LPIPS and transferred, with more steps, and with larger budgets,
+which must drive it to zero. Masked gradients would show as a black-box attack that beats the white-box
+ones, or as a score that stays where the budget is large (Athalye et al. 2018, arXiv 1802.00420).
+`benchmarks.robust` prints these.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rlpips.attacks import APGD, PGD, TripletClassifier
+from rlpips.objectives import Metric, RankFlip
+
+EPS = 4 / 255
+
+
+def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: Tensor) -> float:
+    """Return the share of triplets judged as `judge` says, with attacked images `(N, 3, H, W)` in place."""
+    objective = RankFlip(metric, *triplets, perturb=perturb)
+    with torch.no_grad():
+        d0, d1 = objective.distances(attacked, torch.arange(len(attacked)))
+    return float(((d1 < d0) == (triplets[3].flatten() > 0.5)).float().mean())
+
+
+def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, steps: int) -> Tensor:
+    """Return what one of AutoAttack's attacks makes of the perturbed images, in [-1, 1]."""
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    classifier = TripletClassifier(metric, *triplets, perturb=perturb)
+    attack = AutoAttack(classifier, attacks=[kind], eps=EPS, norm="Linf", seed=0, version="custom")
+    attack.apgd.n_iter, attack.apgd.n_restarts, attack.square.n_queries = steps, 1, 20 * steps
+    found, *_ = attack.run_standard_evaluation(classifier.images, classifier.labels, batch_size=50)
+    return 2 * found - 1
+
+
+def attacked(
+    metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each attack's name and what it makes of the perturbed images."""
+    own, other = (RankFlip(each, *triplets, perturb=perturb) for each in (metric, standard))
+    other.goal = float("inf")  # a transferred attack does not know when it has succeeded
+    yield "natural", own.x
+    yield f"PGD {steps}", PGD("linf", EPS, steps)(own, own.x)
+    yield f"PGD {steps}, 2 restarts", PGD("linf", EPS, steps, restarts=2)(own, own.x)
+    yield f"PGD {10 * steps}", PGD("linf", EPS, 10 * steps)(own, own.x)
+    yield f"APGD {steps}", APGD("linf", EPS, steps)(own, own.x)
+    yield f"AutoAttack's APGD-CE {steps}", autoattack(metric, triplets, perturb, "apgd-ce", steps)
+    yield f"Square, {20 * steps} queries", autoattack(metric, triplets, perturb, "square", steps)
+    yield "transfer from LPIPS", PGD("linf", EPS, steps)(other, other.x)
+    for k in (8, 16, 32, 64):
+        long = PGD("linf", k / 255, 7 * steps, momentum=0.6)  # far to go: see that steps do not run out
+        yield f"PGD {7 * steps}, eps {k}/255", long(own, own.x)
+
+
+def scale(metric: Metric, standard: Metric, triplets: list[Tensor]) -> tuple[float, float]:
+    """Return the median ratio of distances to those of LPIPS, and their rank correlation (Spearman)."""
+    ref, x0, x1, _ = triplets
+    with torch.no_grad():
+        ours, theirs = (torch.cat([each(x0, ref), each(x1, ref)]).flatten() for each in (metric, standard))
+    ranks = torch.stack([each.argsort().argsort().double() for each in (ours, theirs)])
+    return float((ours / theirs).median()), float(torch.corrcoef(ranks)[0, 1])
+
+
+def measure(
+    metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int = 30
+) -> dict[str, float]:
+    """Return the share judged right by attack, and how distances compare with those of `standard`."""
+    found = {
+        name: share_right(metric, triplets, perturb, images)
+        for name, images in attacked(metric, standard, triplets, perturb, steps)
+    }
+    ratio, correlation = scale(metric, standard, triplets)
+    return found | {"median ratio to LPIPS": ratio, "rank correlation with LPIPS": correlation}
