@@ -89,7 +89,7 @@ def built(tmp_path_factory):
 
 def test_the_wheel_and_the_sdist_hold_what_they_must_and_nothing_else(built):
     sdist, wheel = built
-    modules = {f"rlpips/{path.name}" for path in (ROOT / "rlpips").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rlpips").rglob("*.py")}
     data = {path.name for path in registry.data_dir().iterdir()}
     assert data == {"registry.json", "README.md", "lpips-heads.pth", "rlpips-alex.pth", "rlpips-heads.pth"}
     with zipfile.ZipFile(wheel) as archive:

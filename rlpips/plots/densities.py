@@ -1,17 +1,14 @@
-"""Figures for papers, drawn with matplotlib's objects alone: no window and no global state of pyplot."""
+"""Densities of distances, a panel for each metric: of robustness, of judged triplets and of judged pairs."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlpips.errors import MissingExtraError
-from rlpips.files import write_atomically
+from rlpips.plots.drawing import BLUE, COLOURS, GREY, INK, check_plot_file, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +17,6 @@ if TYPE_CHECKING:
     from rlpips.robustness import RobustnessReport
 
 Values = npt.NDArray[np.float64]
-
-# Colours that people of any colour vision tell apart (Okabe & Ito 2008); attacks take theirs in this order.
-_GREY, _BLUE = "#6f6f6f", "#0072B2"
-_ATTACKS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#222222"
 
 
 @dataclass(frozen=True)
@@ -45,21 +37,6 @@ class _Panel:
 
     title: str
     series: list[_Series]
-
-
-def check_plot_file(path: str | PathLike[str]) -> None:
-    """Check, before the work, that a figure can be written to a file of this name.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        ValueError: the name ends neither in .png nor in .pdf.
-    """
-    if Path(path).suffix.lower() not in (".png", ".pdf"):
-        raise ValueError(f"{path}: a figure is written as .png or .pdf")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("drawing a figure", "plot") from error
 
 
 def histograms(report: "RobustnessReport", path: str | PathLike[str]) -> "Figure":
@@ -115,7 +92,7 @@ def margins(judged: Mapping[str, Mapping[str, Sequence[Values]]], path: str | Pa
         for k, (case, (d0, d1, judge)) in enumerate(cases.items()):
             ratio = np.exp(np.clip(margin(d0, d1, judge), -50, 50))
             right = accuracy(d0, d1, judge).mean()
-            colour = _GREY if k == 0 else _ATTACKS[(k - 1) % len(_ATTACKS)]
+            colour = GREY if k == 0 else COLOURS[(k - 1) % len(COLOURS)]
             note = f"{100 * right:.0f} % right"
             series.append(_Series(case, ratio[np.isfinite(ratio)], colour, filled=k == 0, note=note))
         panels[metric] = _Panel(metric, series)
@@ -145,8 +122,8 @@ def agreement(judged: Mapping[str, Sequence[Values]], path: str | PathLike[str])
     panels = {}
     for metric, (d, same) in judged.items():
         series = [
-            _Series("seen as the same", d[same > 0.5], _BLUE),
-            _Series("seen as different", d[same < 0.5], _GREY, filled=True),
+            _Series("seen as the same", d[same > 0.5], BLUE),
+            _Series("seen as different", d[same < 0.5], GREY, filled=True),
         ]
         panels[metric] = _Panel(f"{metric}\nmAP {jnd_score(d, same):.3f}", series)
     return _draw(panels, "distance between the two images", path)
@@ -156,48 +133,38 @@ def _draw(
     panels: Mapping[str, _Panel], label: str, path: str | PathLike[str], line: float | None = None
 ) -> "Figure":
     """Draw panels side by side on one axis, with a line between right and wrong, and write the file."""
-    path = Path(path)
     check_plot_file(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = len(next(iter(panels.values())).series)
     groups = [each.values for panel in panels.values() for each in panel.series]
     edges = _edges(groups) if line is None else _edges_around(line, groups)
     height = 0.45 + 0.17 * rows + 1.75
-    figure = Figure(figsize=(1.65 + 2.3 * len(panels), height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.65 + 2.3 * len(panels), height, layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=[0.17 * rows, 1.45])
     for column, (metric, panel) in enumerate(panels.items()):
         medians, densities = grid[0, column], grid[1, column]
         medians.set_label(f"medians: {metric}")
         densities.set_label(f"densities: {metric}")
-        medians.set_title("\n".join(map(_short, panel.title.splitlines())), fontsize=8.5, color=_INK)
+        medians.set_title("\n".join(map(_short, panel.title.splitlines())), fontsize=8.5, color=INK)
         if line is not None:
             for axes in (medians, densities):
-                axes.axvline(line, color=_INK, lw=0.8, zorder=0)
+                axes.axvline(line, color=INK, lw=0.8, zorder=0)
         _draw_medians(medians, panel.series, first=column == 0, edges=edges)
         _draw_densities(densities, panel.series, edges)
-    grid[1, 0].set_ylabel("density (a.u.)", fontsize=8, color=_INK)
-    figure.supxlabel(label, fontsize=8, color=_INK)
-    file = io.BytesIO()
-    kind = path.suffix.lower()[1:]
-    # Without a date, equal reports give equal files.
-    metadata = {"CreationDate": None} if kind == "pdf" else {}
-    figure.savefig(file, format=kind, dpi=300, metadata=metadata)
-    write_atomically(path, file.getvalue())
+    grid[1, 0].set_ylabel("density (a.u.)", fontsize=8, color=INK)
+    figure.supxlabel(label, fontsize=8, color=INK)
+    write(figure, path)
     return figure
 
 
 def _series(report: "RobustnessReport", metric: str) -> list[_Series]:
     """Return what a panel shows; all panels of a report have the same rows."""
     series = [
-        _Series("ordinary distortions", report.ordinary(metric), _GREY, filled=True),
-        _Series("BYOL augmentations", report.augmented[metric], _BLUE),
+        _Series("ordinary distortions", report.ordinary(metric), GREY, filled=True),
+        _Series("BYOL augmentations", report.augmented[metric], BLUE),
     ]
     others = [source for source in report.metrics if source != metric]
     for k, attack in enumerate(report.attacks):
-        colour = _ATTACKS[k % len(_ATTACKS)]
+        colour = COLOURS[k % len(COLOURS)]
         series.append(_Series(f"{attack} white-box", report.attacked[metric, attack][metric], colour))
         if others:
             values = np.concatenate([report.attacked[source, attack][metric] for source in others])
@@ -293,7 +260,7 @@ def _label_decades(axes: "Axes", edges: Values) -> None:
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if edges[0] <= tick <= edges[-1]]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", labelsize=7.5, colors=_INK)
+    axes.tick_params(axis="x", labelsize=7.5, colors=INK)
 
 
 def _short(label: str) -> str:

@@ -1,0 +1,58 @@
+"""What all figures share: the files they become, and colours.
+
+They are drawn with matplotlib's objects alone: no window and no global state of pyplot.
+"""
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlpips.errors import MissingExtraError
+from rlpips.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, GREY = "#222222", "#6f6f6f"
+# Colours that people of any colour vision tell apart (Okabe & Ito 2008); series take theirs in this order.
+BLUE, COLOURS = "#0072B2", ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def check_plot_file(path: str | PathLike[str] | None) -> None:
+    """Check, before the work, that a figure can be drawn, and written to a file of this name if there is one.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ValueError: the name ends neither in .png nor in .pdf.
+    """
+    if path is not None and Path(path).suffix.lower() not in (".png", ".pdf"):
+        raise ValueError(f"{path}: a figure is written as .png or .pdf")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("drawing a figure", "plot") from error
+
+
+def new_figure(width: float, height: float, **options: Any) -> "Figure":
+    """Make an empty figure of a size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write(figure: "Figure", path: str | PathLike[str]) -> None:
+    """Write a figure to a file ending in .png (300 dots per inch) or .pdf, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file = io.BytesIO()
+    kind = Path(path).suffix.lower()[1:]
+    # Without a date, equal figures give equal files.
+    metadata = {"CreationDate": None} if kind == "pdf" else {}
+    figure.savefig(file, format=kind, dpi=300, metadata=metadata)
+    write_atomically(Path(path), file.getvalue())
