@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlpips import functional as functional
     from rlpips import pairwise as pairwise
+    from rlpips import plots as plots
     from rlpips import torchmetrics as torchmetrics
     from rlpips.compat import (
         DSSIM,
@@ -67,7 +68,7 @@ _SOURCES = {
 _MODULE_OF = {name: module for module, names in _SOURCES.items() for name in names}
 
 # Modules that are used by their own name: `rlpips.functional.lpips` after `import rlpips`.
-_MODULES = ("functional", "pairwise", "torchmetrics")
+_MODULES = ("functional", "pairwise", "plots", "torchmetrics")
 
 __all__ = [
     "DSSIM",

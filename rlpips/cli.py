@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import rlpips
 from rlpips.cli_evaluate import add_evaluate
-from rlpips.cli_parts import columns, files, output_file, positive, tell, write_output
+from rlpips.cli_parts import add_metric_options, columns, output_file, plot_file, positive, tell, write_output
+from rlpips.cli_pictures import add_heatmap, draw_sheet
 from rlpips.cli_train import add_train
+from rlpips.files import files, partners
 
 if TYPE_CHECKING:
     from rlpips.measure import Measured
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("a", metavar="A", type=Path, help="an image file")
     command.add_argument("b", metavar="B", type=Path, help="another")
     _add_measuring_options(command)
-    command.set_defaults(run=_distance)
+    command.set_defaults(run=_distance, plot=None)
 
     command = commands.add_parser(
         "compare",
@@ -67,7 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("dir0", metavar="DIR0", type=Path, help="a folder of images")
     command.add_argument("dir1", metavar="DIR1", type=Path, help="another, with files of the same names")
-    _add_measuring_options(command)
+    output = _add_measuring_options(command)
+    output.add_argument(
+        "--plot",
+        type=plot_file,
+        metavar="FILE",
+        help="the most and the least different pairs, with where they differ, as .png or .pdf",
+    )
     command.set_defaults(run=_compare)
 
     command = commands.add_parser(
@@ -78,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dir", metavar="DIR", type=Path, help="a folder of images")
     command.add_argument("--all", action="store_true", help="all pairs, not only consecutive ones by name")
     _add_measuring_options(command)
-    command.set_defaults(run=_pairs)
+    command.set_defaults(run=_pairs, plot=None)
 
     command = commands.add_parser(
         "triplets",
@@ -115,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside this one (0)")
     command.set_defaults(run=_triplets)
 
+    add_heatmap(commands)
     add_evaluate(commands)
     add_train(commands)
 
@@ -146,35 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_measuring_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("metric")
-    group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
-    group.add_argument(
-        "--weights",
-        default="robust",
-        help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', or a file",
-    )
-    group.add_argument(
-        "--version",
-        choices=["0.1", "0.0"],
-        default="0.1",
-        help="version of LPIPS (0.1); 0.0 goes with --weights standard",
-    )
-    group.add_argument(
-        "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
-    )
+def _add_measuring_options(command: argparse.ArgumentParser) -> Any:
+    """Add the options of commands that measure files; return the group of those for output."""
+    group = add_metric_options(command)
     group.add_argument(
         "--batch-size", type=positive, metavar="N", help="pairs at once (16), or of all pairs images (64)"
-    )
-    group.add_argument(
-        "--resize", type=_size, metavar="HxW", help="bring all images to this height and width"
-    )
-    group.add_argument(
-        "--tile",
-        type=positive,
-        metavar="N",
-        help="for huge images: the same distances from tiles of N x N pixels (512 is a good size), in the "
-        "memory of one; pairs run one at a time",
     )
     group = command.add_argument_group("output")
     formats = group.add_mutually_exclusive_group()
@@ -187,16 +172,7 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write to FILE, whole or not at all; .csv and .json choose the format",
     )
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    try:
-        return positive(height), positive(width or height)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; write 256 or 240x320 (height x width)"
-        ) from None
+    return group
 
 
 def _distance(options: argparse.Namespace) -> int:
@@ -204,15 +180,11 @@ def _distance(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    files0 = {path.name: path for path in files(options.dir0)}
-    files1 = {path.name: path for path in files(options.dir1)}
-    pairs = [(files0[name], files1[name]) for name in files0 if name in files1]
-    alone = [
-        (path, f"has no partner in {options.dir1}") for name, path in files0.items() if name not in files1
-    ]
-    alone += [
-        (path, f"has no partner in {options.dir0}") for name, path in files1.items() if name not in files0
-    ]
+    if options.plot is not None:
+        from rlpips.plots import check_plot_file
+
+        check_plot_file(options.plot)
+    pairs, alone = partners(options.dir0, options.dir1)
     return _measure(options, pairs, alone)
 
 
@@ -263,6 +235,8 @@ def _measure(
     _report(options, results, failures)
     for path, problem in failures:
         tell(problem, str(path))
+    if options.plot is not None:
+        draw_sheet(options, results)
     return 1 if failures else 0
 
 

@@ -9,15 +9,16 @@ from rlpips.cli_judged import Judged, report_judged
 from rlpips.cli_parts import (
     check,
     columns,
-    files,
     load_metric,
     output_file,
     output_folder,
+    plot_file,
     positive,
     settings,
     tell,
     write_json,
 )
+from rlpips.files import files
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +133,7 @@ def _add_output_options(report: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write every number to FILE, as JSON; run again, an interrupted report goes on where it stopped",
     )
-    group.add_argument("--plot", type=_plot_file, metavar="FILE", help="histograms, as .png or .pdf")
+    group.add_argument("--plot", type=plot_file, metavar="FILE", help="histograms, as .png or .pdf")
     group.add_argument(
         "--save-images",
         type=output_folder,
@@ -159,13 +160,6 @@ def _attack_on_images(text: str) -> str:
     if isinstance(parse_attack(_attack(text)), SSA):
         raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
     return text
-
-
-def _plot_file(text: str) -> Path:
-    path = output_file(text)
-    if path.suffix.lower() not in (".png", ".pdf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .pdf")
-    return path
 
 
 def _seed(text: str) -> int:

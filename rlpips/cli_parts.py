@@ -24,6 +24,17 @@ def positive(text: str) -> int:
     return number
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Read a height and width, or the side of a square."""
+    height, _, width = text.lower().partition("x")
+    try:
+        return positive(height), positive(width or height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; write 256 or 240x320 (height x width)"
+        ) from None
+
+
 def output_file(text: str) -> Path:
     """Read the path of a file that is to be written, in a folder that exists."""
     path = Path(text)
@@ -32,6 +43,14 @@ def output_file(text: str) -> Path:
             f"{text!r} cannot be written: {'it' if path.is_dir() else 'its folder'} \
 {'is a folder' if path.is_dir() else 'does not exist'}"
         )
+    return path
+
+
+def plot_file(text: str) -> Path:
+    """Read the path of a figure that is to be written."""
+    path = output_file(text)
+    if path.suffix.lower() not in (".png", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .pdf")
     return path
 
 
@@ -49,19 +68,6 @@ def tell(problem: object, about: str = "") -> None:
     """Print a problem to stderr on one line, with what it is about in front unless it begins so."""
     text = str(problem)
     print(f"rlpips: {text if text.startswith(about) else f'{about} {text}'}", file=sys.stderr)
-
-
-def files(folder: Path) -> list[Path]:
-    """List the files in a folder by name, but for hidden ones.
-
-    Raises:
-        NotADirectoryError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder}: {'not a folder' if folder.exists() else 'there is no such folder'}"
-        )
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -95,6 +101,37 @@ def check(options: argparse.Namespace) -> None:
         from rlpips.plots import check_plot_file
 
         check_plot_file(options.plot)
+
+
+def add_metric_options(command: argparse.ArgumentParser) -> Any:
+    """Add the options that name one metric, and how images come to it; return their group."""
+    group = command.add_argument_group("metric")
+    group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
+    group.add_argument(
+        "--weights",
+        default="robust",
+        help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', or a file",
+    )
+    group.add_argument(
+        "--version",
+        choices=["0.1", "0.0"],
+        default="0.1",
+        help="version of LPIPS (0.1); 0.0 goes with --weights standard",
+    )
+    group.add_argument(
+        "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
+    )
+    group.add_argument(
+        "--resize", type=image_size, metavar="HxW", help="bring all images to this height and width"
+    )
+    group.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="for huge images: the same distances from tiles of N x N pixels (512 is a good size), in the "
+        "memory of one; pairs run one at a time",
+    )
+    return group
 
 
 def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None]:

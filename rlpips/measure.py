@@ -58,6 +58,33 @@ def distance(
         ValueError: as from `LPIPS`.
         WeightsUnavailableError: weights are not on this machine and could not be fetched.
     """
+    images_a, images_b, batched = of_one_size(a, b, resize)
+    if device is None:
+        device = images_a.device if images_a.device.type != "cpu" else images_b.device
+    metric = cached_metric(
+        net, weights if isinstance(weights, str) else Path(weights), "0.1", torch.device(device)
+    )
+    with torch.inference_mode():
+        distances = metric(images_a.to(device), images_b.to(device), tile=tile).flatten().cpu().numpy()
+    return distances if batched else float(distances[0])
+
+
+def of_one_size(a: Any, b: Any, resize: int | tuple[int, int] | None = None) -> tuple[Tensor, Tensor, bool]:
+    """Read two images, or two batches of them, that are to be compared.
+
+    Args:
+        a: as for `distance`.
+        b: likewise.
+        resize: likewise.
+
+    Returns:
+        Two tensors `(N, 3, H, W)` in [-1, 1], and whether either was a batch.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: something is not an image that can be measured, or the sizes differ.
+        TypeError: an argument is nothing that holds images.
+    """
     images_a, batched_a = to_tensor(a, "a")
     images_b, batched_b = to_tensor(b, "b")
     if resize is not None:
@@ -67,14 +94,7 @@ def distance(
         raise ImageError(
             _sizes_differ(images_a.shape, images_b.shape) + "; resize=(height, width) brings both to one size"
         )
-    if device is None:
-        device = images_a.device if images_a.device.type != "cpu" else images_b.device
-    metric = cached_metric(
-        net, weights if isinstance(weights, str) else Path(weights), "0.1", torch.device(device)
-    )
-    with torch.inference_mode():
-        distances = metric(images_a.to(device), images_b.to(device), tile=tile).flatten().cpu().numpy()
-    return distances if batched_a or batched_b else float(distances[0])
+    return images_a, images_b, batched_a or batched_b
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What all figures share: the files they become, and colours.
+"""What all figures share: the files they become, sizes in inches, colours and text.
 
 They are drawn with matplotlib's objects alone: no window and no global state of pyplot.
 """
@@ -12,7 +12,9 @@ from rlpips.errors import MissingExtraError
 from rlpips.files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 INK, GREY = "#222222", "#6f6f6f"
 # Colours that people of any colour vision tell apart (Okabe & Ito 2008); series take theirs in this order.
@@ -56,3 +58,32 @@ def write(figure: "Figure", path: str | PathLike[str]) -> None:
     metadata = {"CreationDate": None} if kind == "pdf" else {}
     figure.savefig(file, format=kind, dpi=300, metadata=metadata)
     write_atomically(Path(path), file.getvalue())
+
+
+def place(figure: "Figure", left: float, top: float, width: float, height: float, label: str) -> "Axes":
+    """Add an axes, placed in inches from the figure's left and upper sides."""
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+    axes.set_label(label)
+    return axes
+
+
+def write_text(figure: "Figure", left: float, top: float, text: str, size: float, **style: Any) -> "Text":
+    """Add text, which starts (or as `ha` and `va` say) at a place in inches from the left and upper sides."""
+    across, down = figure.get_size_inches()
+    style = {"va": "top", "color": INK, **style}
+    # The name of a file is no formula, whatever signs are in it.
+    return figure.text(left / across, 1 - top / down, text, fontsize=size, parse_math=False, **style)
+
+
+def fit_text(text: str, inches: float, size: float) -> str:
+    """Keep the end of a text, such as a path, that is wider than there is place for."""
+    most = max(4, int(inches * 72 / (0.62 * size)))
+    return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+def number(distance: float) -> str:
+    """Write a distance for people: 0 of equal images alone."""
+    if distance == 0:
+        return "0"
+    return f"{distance:.4f}" if abs(distance) >= 0.001 else f"{distance:.1e}"
