@@ -1,0 +1,70 @@
+"""What mkdocs does not do by itself: formulas, pages of the reference, and pages from outside of docs/.
+
+Formulas are written in LaTeX, in blocks of the language `math`, which GitHub shows as they are. Here they
+become MathML, which browsers draw without a script.
+
+Pages link to files outside of docs/ by their path, as in `../weights/README.md`, so that they work where they
+are read as files. Those that `_OUTSIDE` names are pages or pictures of the site, too, and so is the README's
+section of measurements, whose tables `<!-- table: START OF THEIR HEAD -->` shows on another page.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from griffe import Extension, Object
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+_ROOT = Path(__file__).parents[1]
+_README = (_ROOT / "README.md").read_text()
+_OUTSIDE = ("weights/README.md", "CHANGELOG.md", "examples/reconstructions.png")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that no file in docs/ holds."""
+    for path in _OUTSIDE:
+        files.append(File.generated(config, path, abs_src_path=str(_ROOT / path)))
+    measured = _of_readme(r"^## (Measured\n.*?)^## ")
+    files.append(File.generated(config, "measured.md", content=f"# {measured}"))
+    for entry in config.nav:
+        for path in entry.get("Reference", []):
+            module = Path(path).stem
+            if path != "api/index.md":
+                files.append(File.generated(config, path, content=f"# rlpips.{module}\n\n::: rlpips.{module}\n"))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Bring formulas and links to the form that the site has."""
+    markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: _mathml(found[1]), markdown, flags=re.M | re.S)
+    markdown = re.sub(r"^<!-- table: (.*) -->$", lambda found: _table(found[1]), markdown, flags=re.M)
+    markdown = markdown.replace("](../README.md#measured)", "](measured.md)").replace("](../", "](")
+    # what the site has no page for keeps its name
+    return re.sub(r"\[([^\]]*)\]\((?:rlpips|benchmarks|tests)/[^)]*\)", r"\1", markdown)
+
+
+class Doctests(Extension):
+    """Makes code blocks of the examples in docstrings, which Markdown would take for quotations."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Change the docstring of what was read from the source."""
+        if obj.docstring:
+            text = obj.docstring.value
+            obj.docstring.value = re.sub(r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.M | re.S)
+
+
+def _of_readme(pattern: str) -> str:
+    """Find a part of the README, the first group of a pattern."""
+    found = re.search(pattern, _README, re.M | re.S)
+    assert found, f"the README holds nothing like {pattern}"
+    return found[1]
+
+
+def _table(start: str) -> str:
+    """Copy the table of the README whose head starts so."""
+    return _of_readme(rf"^({re.escape(start)}.*?\n)(?!\|)")
+
+
+def _mathml(latex: str) -> str:
+    return f'<div class="formula">{convert(latex.strip(), display="block")}</div>'
