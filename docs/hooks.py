@@ -28,10 +28,9 @@ def on_files(files: Files, config: Any) -> Files:
     measured = _of_readme(r"^## (Measured\n.*?)^## ")
     files.append(File.generated(config, "measured.md", content=f"# {measured}"))
     for entry in config.nav:
-        for path in entry.get("Reference", []):
-            module = Path(path).stem
-            if path != "api/index.md":
-                files.append(File.generated(config, path, content=f"# rlpips.{module}\n\n::: rlpips.{module}\n"))
+        for path in entry.get("Reference", [])[1:]:
+            module = f"rlpips.{Path(path).stem}"
+            files.append(File.generated(config, path, content=f"# {module}\n\n::: {module}\n"))
     return files
 
 
@@ -51,7 +50,9 @@ class Doctests(Extension):
         """Change the docstring of what was read from the source."""
         if obj.docstring:
             text = obj.docstring.value
-            obj.docstring.value = re.sub(r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.M | re.S)
+            obj.docstring.value = re.sub(
+                r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.M | re.S
+            )
 
 
 def _of_readme(pattern: str) -> str:

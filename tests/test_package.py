@@ -80,9 +80,10 @@ def test_mypy_sees_the_types_of_lazy_names(tmp_path):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Build the sdist, and from it the wheel."""
-    folder = tmp_path_factory.mktemp("dist")
-    python("-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    """Build the sdist, and from it the wheel, unless CI has built them already."""
+    folder = Path(os.environ.get("RLPIPS_DIST") or tmp_path_factory.mktemp("dist"))
+    if "RLPIPS_DIST" not in os.environ:
+        python("-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
 
@@ -101,7 +102,11 @@ def test_the_wheel_and_the_sdist_hold_what_they_must_and_nothing_else(built):
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     wanted = modules | {"rlpips/py.typed"} | {f"weights/{name}" for name in data}
-    assert files - {".gitignore"} == wanted | {"LICENSE", "NOTICE", "README.md", "pyproject.toml", "PKG-INFO"}
+    wanted |= {"LICENSE", "NOTICE", "README.md", "pyproject.toml", "PKG-INFO", "CHANGELOG.md", "CITATION.cff"}
+    for folder in ("tests", "examples", "benchmarks", "docs"):  # with which the tests run
+        paths = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+        wanted |= {path.relative_to(ROOT).as_posix() for path in paths if "__pycache__" not in path.parts}
+    assert files - {".gitignore"} == wanted | {"CONTRIBUTING.md", "mkdocs.yml"}
     assert wheel.stat().st_size < 10_000_000
 
 
