@@ -14,7 +14,9 @@ from typing import Any
 
 from griffe import Extension, Object
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
@@ -41,6 +43,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = markdown.replace("](../README.md#measured)", "](measured.md)").replace("](../", "](")
     # what the site has no page for keeps its name
     return re.sub(r"\[([^\]]*)\]\((?:rlpips|benchmarks|tests)/[^)]*\)", r"\1", markdown)
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> None:
+    """See that a page of the reference describes something."""
+    path = page.file.src_uri
+    if path.startswith("api/") and path != "api/index.md" and "doc-heading" not in html:
+        raise PluginError(f"{path} is empty; a package says in __all__ what it offers")
 
 
 class Doctests(Extension):
