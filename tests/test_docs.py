@@ -67,7 +67,7 @@ def commands(page):
 @pytest.mark.parametrize(
     "page", [*PAGES, ROOT / "README.md", ROOT / "weights" / "README.md"], ids=lambda p: p.stem
 )
-def test_commands_are_ones_that_exist(page, folder):
+def test_commands_are_ones_that_exist(page):
     for arguments in commands(page):
         cli._parser().parse_args(arguments)
 
