@@ -4,10 +4,10 @@
 reports of `rlpips evaluate` measured.
 """
 
-from rlpips.plots.densities import agreement as agreement
-from rlpips.plots.densities import histograms as histograms
-from rlpips.plots.densities import margins as margins
-from rlpips.plots.drawing import check_plot_file as check_plot_file
-from rlpips.plots.maps import heatmap as heatmap
-from rlpips.plots.shares import layers as layers
-from rlpips.plots.sheets import contact_sheet as contact_sheet
+from rlpips.plots.densities import agreement, histograms, margins
+from rlpips.plots.drawing import check_plot_file
+from rlpips.plots.maps import heatmap
+from rlpips.plots.shares import layers
+from rlpips.plots.sheets import contact_sheet
+
+__all__ = ["agreement", "check_plot_file", "contact_sheet", "heatmap", "histograms", "layers", "margins"]
