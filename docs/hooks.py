@@ -3,11 +3,14 @@
 Formulas are written in LaTeX, in blocks of the language `math`, which GitHub shows as they are. Here they
 become MathML, which browsers draw without a script.
 
-Pages link to files outside of docs/ by their path, as in `../weights/README.md`, so that they work where they
-are read as files. Those that `_OUTSIDE` names are pages or pictures of the site, too, and so is the README's
-section of measurements, whose tables `<!-- table: START OF THEIR HEAD -->` shows on another page.
+Pages link to files outside of docs/ by their path, as in `../weights/README.md`, so that they work where
+they are read as files. Those that `_OUTSIDE` names are pages or pictures of the site, too, and so is the
+README's section of measurements, whose tables `<!-- table: START OF THEIR HEAD -->` shows on another page.
+Notebooks become pages with what they printed and drew.
 """
 
+import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,12 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that no file in docs/ holds."""
     for path in _OUTSIDE:
         files.append(File.generated(config, path, abs_src_path=str(_ROOT / path)))
+    for notebook in sorted((_ROOT / "examples").glob("*.ipynb")):
+        text, pictures = _notebook(notebook)
+        path = f"examples/{notebook.stem}"
+        files.append(File.generated(config, f"{path}.md", content=text))
+        for name, data in pictures.items():
+            files.append(File.generated(config, f"examples/{name}", content=data))
     measured = _of_readme(r"^## (Measured\n.*?)^## ")
     files.append(File.generated(config, "measured.md", content=f"# {measured}"))
     for entry in config.nav:
@@ -40,9 +49,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Bring formulas and links to the form that the site has."""
     markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: _mathml(found[1]), markdown, flags=re.M | re.S)
     markdown = re.sub(r"^<!-- table: (.*) -->$", lambda found: _table(found[1]), markdown, flags=re.M)
-    markdown = markdown.replace("](../README.md#measured)", "](measured.md)").replace("](../", "](")
+    markdown = re.sub(r"\]\((\.\./)?README\.md#measured\)", "](measured.md)", markdown.replace("](../", "]("))
+    markdown = re.sub(r"\]\(([\w/]+)\.ipynb\)", r"](\1.md)", markdown)
     # what the site has no page for keeps its name
-    return re.sub(r"\[([^\]]*)\]\((?:rlpips|benchmarks|tests)/[^)]*\)", r"\1", markdown)
+    return re.sub(r"\[([^\]]*)\]\((?:(?:rlpips|benchmarks|tests)/[^)]*|[\w/]*\.py)\)", r"\1", markdown)
 
 
 def on_page_content(html: str, page: Page, **_: Any) -> None:
@@ -62,6 +72,25 @@ class Doctests(Extension):
             obj.docstring.value = re.sub(
                 r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.M | re.S
             )
+
+
+def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Turn a notebook into Markdown, and the pictures that it shows, by name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}-{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![What this draws]({name})")
+            else:
+                printed = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join(parts), pictures
 
 
 def _of_readme(pattern: str) -> str:

@@ -18,10 +18,9 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def recipe(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Say for the registry how a run made its metric."""
+    """Say for the registry how a run on photos made its metric."""
     options, data = dict(metadata["recipe"]), dict(metadata["data"])
-    del data["learned"]
-    count, teachers = data.pop("count"), ", ".join(data.pop("teachers"))
+    count, teachers = data.pop("count"), ", ".join(metadata["teachers"])
     photos = data["photos"].partition(" ")[0]
     made = (
         f"{count} triplets of {photos} photos, {len(data['distortions'])} distortions, judged by {teachers}"
@@ -48,7 +47,8 @@ def main() -> None:
     entry = registry["weights"][options.name]
     contents = checkpoints.read(options.run / "metric.pth", ARCHITECTURES[entry["net"]])
     metadata = contents.metadata
-    about = {key: metadata[key] for key in ("recipe", "data", "steps")}
+    entry["recipe"] = recipe(metadata)
+    about = {key: metadata[key] for key in ("recipe", "data", "teachers", "steps")}
     file = WEIGHTS / entry["file"]
     heads = {f"lin{k}.model.1.weight": value for k, value in enumerate(contents.heads or [])}
     if entry["kind"] == "metric":
@@ -59,7 +59,6 @@ def main() -> None:
         state, others = checkpoints.unpack(checkpoints.load(file), file)
         state |= {f"{options.name}.{key}": value for key, value in heads.items()}
         checkpoints.save(file, state, {**others, entry["net"]: about})
-    entry["recipe"] = recipe(metadata)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     for each in registry["weights"].values():
         if each["file"] == entry["file"]:
