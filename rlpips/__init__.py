@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         WeightsUnavailableError,
     )
     from rlpips.evaluation import score_2afc_dataset, score_jnd_dataset
+    from rlpips.export import export_metric
     from rlpips.images import load_image
     from rlpips.measure import distance
     from rlpips.metric import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
@@ -58,6 +59,7 @@ _SOURCES = {
         "CheckpointError", "DatasetError", "ImageError", "MissingExtraError", "WeightsUnavailableError",
     ),
     "evaluation": ("score_2afc_dataset", "score_jnd_dataset"),
+    "export": ("export_metric",),
     "images": ("load_image",),
     "measure": ("distance",),
     "metric": ("LPIPS", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"),
@@ -91,6 +93,7 @@ __all__ = [
     "__version__",
     "distance",
     "dssim",
+    "export_metric",
     "im2tensor",
     "l2",
     "list_weights",

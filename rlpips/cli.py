@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import rlpips
 from rlpips.cli_evaluate import add_evaluate
+from rlpips.cli_export import add_export
 from rlpips.cli_parts import add_metric_options, columns, output_file, plot_file, positive, tell, write_output
 from rlpips.cli_pictures import add_heatmap, draw_sheet
 from rlpips.cli_train import add_train
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add_heatmap(commands)
     add_evaluate(commands)
     add_train(commands)
+    add_export(commands)
 
     data = commands.add_parser("data", help="data sets of human judgements: download")
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")

@@ -103,8 +103,8 @@ def check(options: argparse.Namespace) -> None:
         check_plot_file(options.plot)
 
 
-def add_metric_options(command: argparse.ArgumentParser) -> Any:
-    """Add the options that name one metric, and how images come to it; return their group."""
+def add_weights_options(command: argparse.ArgumentParser) -> Any:
+    """Add the options that name one metric; return their group."""
     group = command.add_argument_group("metric")
     group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
     group.add_argument(
@@ -118,6 +118,12 @@ def add_metric_options(command: argparse.ArgumentParser) -> Any:
         default="0.1",
         help="version of LPIPS (0.1); 0.0 goes with --weights standard",
     )
+    return group
+
+
+def add_metric_options(command: argparse.ArgumentParser) -> Any:
+    """Add the options that name one metric, and how images come to it; return their group."""
+    group = add_weights_options(command)
     group.add_argument(
         "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
     )

@@ -1,0 +1,228 @@
+"""The metric as a file that runs without this package: an ONNX graph, or a program of `torch.export`."""
+
+import copy
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import rlpips
+from rlpips.backbones import architecture
+from rlpips.checkpoints import metric_digest
+from rlpips.comparison import normalize_tensor, weigh
+from rlpips.errors import MissingExtraError
+from rlpips.files import write_atomically
+from rlpips.metric import LPIPS, NetLinLayer, spatial_average, upsample
+
+_OPSET = 18  # what the exporters of all supported versions of torch write
+_TOLERANCE = 1e-4
+_METADATA = "rlpips.json"
+
+
+class _Distance(nn.Module):
+    """The formula of LPIPS and nothing else: no checks, no derivatives of its own, no choice of dtypes."""
+
+    def __init__(self, metric: LPIPS) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != y.shape:
+            raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+        metric = self.metric
+        f0, f1 = (metric.scaling_layer(each) if metric.version == "0.1" else each for each in (x, y))
+        shares = []
+        for k, part in enumerate(metric.net.children()):
+            # one after the other and not as one batch, which onnxruntime takes twice as long to cut again
+            f0, f1 = part(f0), part(f1)
+            squares = (normalize_tensor(f0) - normalize_tensor(f1)).square()
+            lin = metric.lins[k] if metric.lpips else None
+            if lin is None:
+                distance = squares.sum(dim=1, keepdim=True)
+            else:
+                assert isinstance(lin, NetLinLayer)
+                distance = weigh(squares, lin.weight.flatten())
+            shares.append(upsample(distance, x.shape[2:]) if metric.spatial else spatial_average(distance))
+        return torch.stack(shares).sum(dim=0)
+
+
+def check_export_file(path: str | PathLike[str]) -> None:
+    """Check, before the work, that a metric can be exported to a file of this name.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed, which a file ending in .onnx needs.
+        ValueError: the name ends neither in .onnx nor in .pt2.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"{path}: a metric is exported as .onnx or .pt2")
+    if suffix == ".onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("exporting to ONNX", "onnx") from error
+
+
+def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = "") -> float | None:
+    """Write a metric to a file that computes `metric(x, y)` where this package, or PyTorch, is not installed.
+
+    The inputs `x` and `y` are images `(N, 3, height, width)` of one shape, RGB in [-1, 1], float32; the
+    output `distance` is `(N, 1, 1, 1)`, or `(N, 1, height, width)` of a metric with `spatial=True`. N, height
+    and width are free, from 31 pixels a side (AlexNet), 16 (VGG16) or 17 (SqueezeNet) on. Nothing is checked
+    of the images: values out of range are measured as they are, and onnxruntime may end the process over
+    images that are too small. A .pt2 file wants up to 16 pixels more a side, and refuses smaller images.
+
+    The name's ending chooses the format. `.onnx` is one file of opset 18, with the metadata in its
+    properties. `.pt2` is for `torch.export.load(path).module()`, through which gradients flow to the images;
+    its metadata is the extra file 'rlpips.json'. Heads and backbone are written as they are, for the CPU, in
+    float32 and in eval mode; the metric itself is not changed. Before the file is written, its distances are
+    compared with the metric's, an ONNX file's where onnxruntime is installed.
+
+    Args:
+        metric: any `rlpips.LPIPS`.
+        path: a file ending in .onnx or .pt2, written whole or not at all.
+        weights: what the weights are called, to be noted in the metadata beside their digest.
+
+    Returns:
+        The largest difference between the file's distances and the metric's, of three pairs of random
+        images; None where onnxruntime is not installed.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed, which .onnx needs.
+        OSError: the file cannot be written.
+        RuntimeError: this version of torch cannot export the metric (torch 2.6 writes no maps of
+            `spatial=True` as ONNX), or did it wrongly.
+        TypeError: not an `LPIPS`.
+        ValueError: the name ends neither in .onnx nor in .pt2.
+    """
+    path = Path(path)
+    check_export_file(path)
+    if not isinstance(metric, LPIPS):
+        raise TypeError(f"metric must be an rlpips.LPIPS, got {type(metric).__name__}")
+    metric = copy.deepcopy(metric).cpu().float().eval().requires_grad_(False)
+    for parameter in metric.parameters():
+        parameter.data = parameter.data.contiguous()
+    metadata = {
+        "rlpips": rlpips.__version__,
+        "net": architecture(metric.pnet_type).name,
+        "version": metric.version,
+        "weights": weights,
+        "tensors": metric_digest(metric) or "",
+        "input": "x and y: images (N, 3, height, width), RGB in [-1, 1], float32",
+        "output": f"distance: {'(N, 1, height, width)' if metric.spatial else '(N, 1, 1, 1)'}, float32",
+        "least_size": str(metric.min_size),
+    }
+    with _quiet(), torch.no_grad():
+        program = _trace(metric)
+        if path.suffix.lower() == ".onnx":
+            data = _onnx(program, metadata)
+            difference = _difference(metric, _run_onnx(data)) if _installed("onnxruntime") else None
+        else:
+            data = _pt2(program, metadata)
+            difference = _difference(metric, program.module())
+    if difference is not None and not difference <= _TOLERANCE:
+        raise RuntimeError(
+            f"{path} is not written: its distances would differ from the metric's by {difference:.2g}; "
+            f"torch {torch.__version__} has exported it wrongly"
+        )
+    write_atomically(path, data)
+    return difference
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let the exporters neither warn nor log of what is no concern of who calls them."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _images(count: int, height: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(count, 3, height, width, generator=generator, device="cpu") * 2 - 1
+
+
+def _trace(metric: LPIPS) -> torch.export.ExportedProgram:
+    """Record the graph, for any number of images of any size."""
+    size = torch.export.Dim.DYNAMIC
+    shape = {0: torch.export.Dim("N"), 2: size, 3: size}
+    # The sides differ, and are no size at which a layer would be one pixel wide, or they would be constants.
+    examples = (_images(2, 67, 75, seed=0), _images(2, 67, 75, seed=1))
+    program = torch.export.export(_Distance(metric), examples, dynamic_shapes=(shape, shape), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names of files on this machine
+    return program
+
+
+def _pt2(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={_METADATA: json.dumps(metadata)})
+    return file.getvalue()
+
+
+def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    import onnx
+
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["x", "y"],
+            output_names=["distance"],
+            opset_version=_OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise RuntimeError(
+            f"torch {torch.__version__} cannot export this metric to ONNX; a newer version may"
+        ) from error
+    assert exported is not None
+    model = exported.model_proto
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]  # the exporter's own record of modules and lines of code
+        part.doc_string = ""
+    del graph.value_info[:]  # runtimes infer these shapes
+    for value in (*graph.input, *graph.output):
+        for dimension, name in zip(
+            value.type.tensor_type.shape.dim, ("N", "", "height", "width"), strict=True
+        ):
+            if dimension.dim_param:
+                dimension.dim_param = name
+    model.doc_string = "LPIPS, a perceptual distance between images, exported by rlpips"
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _run_onnx(data: bytes) -> Callable[[Tensor, Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda x, y: torch.from_numpy(session.run(None, {"x": x.numpy(), "y": y.numpy()})[0])
+
+
+def _difference(metric: LPIPS, exported: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Return how far the two differ, on another number of images and of another size than were recorded."""
+    x, y = _images(3, 96, 64, seed=2), _images(3, 96, 64, seed=3)
+    return float((exported(x, y) - metric(x, y)).abs().max())
