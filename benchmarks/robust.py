@@ -158,8 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         others[weights] |= {f"256 px: {name}": value for name, value in row.items()}
         masks[weights] = benchmark.masked(weights, data)
     table(f"accuracy under {WHITE_BOX}", main_table)
-    table("other attacks", transposed(others))
-    table("on x0", transposed(masks))
+    if others:  # of VGG16 there are none
+        table("other attacks", transposed(others))
+        table("on x0", transposed(masks))
     report.write("robust", [{"white-box": main_table, "others": others, "masking": masks}])
 
 

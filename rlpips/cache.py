@@ -130,7 +130,7 @@ def ensure(entry: WeightsEntry) -> Path:
                 _keep_convolutions(entry, fetched)
                 fetched.unlink()
     except OSError as error:
-        raise _unavailable(entry, str(error)) from error
+        raise _unavailable(entry, str(error)) from None  # all that there is to know
     return path
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -129,9 +130,9 @@ def _fetch_from(
             requests.Timeout,
             requests.exceptions.ChunkedEncodingError,
         ) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
         except requests.RequestException as error:
-            raise _Refused(f"{type(error).__name__}: {error}") from error
+            raise _Refused(_reason(error)) from error
         else:
             if digest is None or matches(part, digest):
                 return
@@ -142,6 +143,13 @@ def _fetch_from(
                 break
             fresh = True  # what was continued may have been wrong: one clean transfer is owed
     raise _Refused(reason)
+
+
+def _reason(error: Exception) -> str:
+    """Say why a request failed, without the connections and pools that urllib3 wraps the reason in."""
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    text = re.sub(r"^(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ", "", str(inner or error))
+    return f"{type(error).__name__}: {text}"
 
 
 def _transfer(

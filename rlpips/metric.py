@@ -382,6 +382,7 @@ class LPIPS(nn.Module):
     def _layer_distances_in_tiles(
         self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool, tile: int
     ) -> list[Tensor]:
+        """Do as `_layer_distances` does, by tiles; without `spatial` return the averages, `(N, 1, 1, 1)`."""
         if isinstance(in0, Reference) or isinstance(in1, Reference):
             raise TypeError(
                 "a reference holds the activations of whole images; with tile=, pass the images themselves"
@@ -394,6 +395,7 @@ class LPIPS(nn.Module):
         return tiling.in_tiles(
             lambda x, y: self._layer_distances(x, y, normalize),
             *(self.net, in0, in1, tile, tuple(self.parameters())),
+            average=not self.spatial,
         )
 
     def _layer_distance(self, k: int, f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor) -> Tensor:

@@ -82,7 +82,14 @@ def spans(length: int, tile: int, seen: Sequence[Field]) -> list[Span]:
 
 
 def in_tiles(
-    measure: Measure, net: Backbone, in0: Tensor, in1: Tensor, tile: int, parameters: Sequence[Tensor]
+    measure: Measure,
+    net: Backbone,
+    in0: Tensor,
+    in1: Tensor,
+    tile: int,
+    parameters: Sequence[Tensor],
+    *,
+    average: bool,
 ) -> list[Tensor]:
     """Return what `measure(in0, in1)` does, from one crop of the images at a time, in the backward pass too.
 
@@ -94,6 +101,7 @@ def in_tiles(
         in1: likewise.
         tile: the side of a tile in pixels, without the margin that its crop adds.
         parameters: of `measure`; gradients flow to those that require them, as to the images.
+        average: return the average of each map, `(N, 1, 1, 1)`, so that none is ever held whole.
 
     Raises:
         ValueError: `tile` is not a positive int.
@@ -103,7 +111,7 @@ def in_tiles(
         raise ValueError(f"tile must be a positive whole number of pixels, or None, got {tile!r}")
     seen = fields(net)
     rows, columns = (spans(length, tile, seen) for length in in0.shape[2:])
-    return list(_InTiles.apply(measure, rows, columns, in0, in1, *parameters))
+    return list(_InTiles.apply(measure, rows, columns, average, in0, in1, *parameters))
 
 
 def _owned(measure: Measure, row: Span, column: Span, crop0: Tensor, crop1: Tensor) -> list[Tensor]:
@@ -121,6 +129,7 @@ class _InTiles(torch.autograd.Function):
         measure: Measure,
         rows: Sequence[Span],
         columns: Sequence[Span],
+        average: bool,
         in0: Tensor,
         in1: Tensor,
         *parameters: Tensor,
@@ -136,14 +145,23 @@ class _InTiles(torch.autograd.Function):
             cache_enabled=False,
         )
         bands = []
+        counts = [0] * len(rows[0].owned)
         with ctx.autocast:
             for row in rows:
                 tiles = [
                     _owned(measure, row, column, *(x[..., row.crop, column.crop] for x in (in0, in1)))
                     for column in columns
                 ]
-                bands.append([torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)])
-        return tuple(torch.cat(pieces, dim=2) for pieces in zip(*bands, strict=True))
+                band = [torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)]
+                counts = [count + each.shape[2:].numel() for count, each in zip(counts, band, strict=True)]
+                bands.append([each.sum((2, 3), keepdim=True) for each in band] if average else band)
+        ctx.counts = counts if average else None
+        found = (torch.cat(pieces, dim=2) for pieces in zip(*bands, strict=True))
+        if average:
+            return tuple(
+                sums.sum(dim=2, keepdim=True) / count for sums, count in zip(found, counts, strict=True)
+            )
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -152,18 +170,21 @@ class _InTiles(torch.autograd.Function):
                 "tiles have no second derivatives; measure without tile=, or leave create_graph out"
             )
         inputs = ctx.saved_tensors
-        needed = [k for k in range(len(inputs)) if ctx.needs_input_grad[3 + k]]
+        needed = [k for k in range(len(inputs)) if ctx.needs_input_grad[4 + k]]
         found = {k: torch.zeros_like(inputs[k]) for k in needed}
         for row, column in itertools.product(ctx.rows, ctx.columns):
             area = (..., row.crop, column.crop)
             crops = [inputs[k].detach()[area].requires_grad_(k in found) for k in (0, 1)]
             with torch.enable_grad(), ctx.autocast:
                 maps = _owned(ctx.measure, row, column, *crops)
+            if ctx.counts:
+                each = zip(grads, ctx.counts, maps, strict=True)
+                due = [(grad / count).expand_as(part) for grad, count, part in each]
+            else:
+                owned = zip(grads, row.owned, column.owned, strict=True)
+                due = [grad[..., down, across] for grad, down, across in owned]
             leaves = [*crops, *inputs[2:]]
-            owned = zip(grads, row.owned, column.owned, strict=True)
-            shares = torch.autograd.grad(
-                maps, [leaves[k] for k in needed], [grad[..., down, across] for grad, down, across in owned]
-            )
+            shares = torch.autograd.grad(maps, [leaves[k] for k in needed], due)
             for k, share in zip(needed, shares, strict=True):
                 (found[k][area] if k < 2 else found[k]).add_(share)
-        return None, None, None, *(found.get(k) for k in range(len(inputs)))
+        return None, None, None, None, *(found.get(k) for k in range(len(inputs)))
