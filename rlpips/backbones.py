@@ -262,7 +262,7 @@ class Backbone(nn.Module):
         for k, (start, end) in enumerate(itertools.pairwise((0, *arch.ends)), start=1):
             named = {str(i): layers[i] for i in range(start, end)}
             self.add_module(f"slice{k}", nn.Sequential(OrderedDict(named)))
-        self.to_empty(device=torch.get_default_device())
+        self.to_empty(device=torch.empty(0).device)  # get_default_device sees no `with` before torch 2.7
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
         """Move or convert the parameters, and lay them out as the device's convolutions read them fastest."""

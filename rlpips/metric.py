@@ -212,7 +212,7 @@ class LPIPS(nn.Module):
                 lins = [NetLinLayer(channels, use_dropout=use_dropout) for channels in self.chns]
             for k, lin in enumerate(lins):
                 self.add_module(f"lin{k}", lin)
-            self.lins = nn.ModuleList(lins).to_empty(device=torch.get_default_device())
+            self.lins = nn.ModuleList(lins).to_empty(device=torch.empty(0).device)
             for k, lin in enumerate(lins):
                 if heads is None:
                     lin.reset_parameters()

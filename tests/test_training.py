@@ -359,6 +359,8 @@ def test_a_terminal_sees_progress(recipe, tmp_path, monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
+    for name in ("COLUMNS", "LINES"):  # wide enough to be read whole
+        monkeypatch.setenv(name, "200")
     recipe = dataclasses.replace(recipe, mode="adversarial", clean=1.0)
     train(recipe, Triplets(), tmp_path / "run", settings=Settings(validation_steps=0))
     last = sys.stderr.getvalue().rstrip().rpartition("\r")[2]
