@@ -134,7 +134,7 @@ class _InTiles(torch.autograd.Function):
         in1: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.measure, ctx.rows, ctx.columns = measure, rows, columns
+        ctx.measure, ctx.rows, ctx.columns, ctx.average = measure, rows, columns, average
         ctx.save_for_backward(in0, in1, *parameters)
         device = in0.device.type
         # for the backward pass, which runs outside; a cache would keep weights cast without their graph
@@ -145,23 +145,29 @@ class _InTiles(torch.autograd.Function):
             cache_enabled=False,
         )
         bands = []
-        counts = [0] * len(rows[0].owned)
+        sums: list[Any] = [0] * len(rows[0].owned)
+        counts = [0] * len(sums)
         with ctx.autocast:
             for row in rows:
-                tiles = [
-                    _owned(measure, row, column, *(x[..., row.crop, column.crop] for x in (in0, in1)))
-                    for column in columns
-                ]
-                band = [torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)]
-                counts = [count + each.shape[2:].numel() for count, each in zip(counts, band, strict=True)]
-                bands.append([each.sum((2, 3), keepdim=True) for each in band] if average else band)
-        ctx.counts = counts if average else None
-        found = (torch.cat(pieces, dim=2) for pieces in zip(*bands, strict=True))
+                tiles = []
+                for column in columns:
+                    crops = (x[..., row.crop, column.crop] for x in (in0, in1))
+                    pieces = _owned(measure, row, column, *crops)
+                    if average:
+                        sums = [
+                            a + each.sum((2, 3), keepdim=True) for a, each in zip(sums, pieces, strict=True)
+                        ]
+                        counts = [n + each.shape[2:].numel() for n, each in zip(counts, pieces, strict=True)]
+                    else:
+                        tiles.append(
+                            [each.clone() for each in pieces]
+                        )  # of the crop's map nothing more stays
+                if not average:
+                    bands.append([torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)])
+        ctx.counts = counts
         if average:
-            return tuple(
-                sums.sum(dim=2, keepdim=True) / count for sums, count in zip(found, counts, strict=True)
-            )
-        return tuple(found)
+            return tuple(total / count for total, count in zip(sums, counts, strict=True))
+        return tuple(torch.cat(pieces, dim=2) for pieces in zip(*bands, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -177,7 +183,7 @@ class _InTiles(torch.autograd.Function):
             crops = [inputs[k].detach()[area].requires_grad_(k in found) for k in (0, 1)]
             with torch.enable_grad(), ctx.autocast:
                 maps = _owned(ctx.measure, row, column, *crops)
-            if ctx.counts:
+            if ctx.average:
                 each = zip(grads, ctx.counts, maps, strict=True)
                 due = [(grad / count).expand_as(part) for grad, count, part in each]
             else:
