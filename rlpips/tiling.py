@@ -158,10 +158,8 @@ class _InTiles(torch.autograd.Function):
                             a + each.sum((2, 3), keepdim=True) for a, each in zip(sums, pieces, strict=True)
                         ]
                         counts = [n + each.shape[2:].numel() for n, each in zip(counts, pieces, strict=True)]
-                    else:
-                        tiles.append(
-                            [each.clone() for each in pieces]
-                        )  # of the crop's map nothing more stays
+                    else:  # copies: a view would keep the map of the whole crop
+                        tiles.append([each.clone() for each in pieces])
                 if not average:
                     bands.append([torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)])
         ctx.counts = counts
