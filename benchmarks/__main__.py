@@ -1,7 +1,7 @@
 """`python -m benchmarks` measures speed and memory and keeps every table in `benchmarks/results`."""
 
-from benchmarks import attacks, imports, memory, pairs, speed, training
+from benchmarks import attacks, ceiling, imports, memory, pairs, speed, training
 
-for benchmark in (speed, pairs, memory, attacks, training, imports):
+for benchmark in (speed, ceiling, pairs, memory, attacks, training, imports):
     print(f"\n{benchmark.__name__.removeprefix('benchmarks.')}: {benchmark.__doc__.splitlines()[0]}")
     benchmark.main()

@@ -46,7 +46,7 @@ def metrics(net: str, device: str = "cpu") -> dict[str, Metric]:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = lpips.LPIPS(net=net, pnet_rand=True).to(device)
-    ours = rlpips.LPIPS(net=net, pnet_rand=True, check_range=False).to(device)
+    ours = rlpips.LPIPS(net=net, pnet_rand=True).to(device)
     ours.load_state_dict(theirs.state_dict())
     made: dict[str, Metric] = {"rlpips": ours, "lpips": theirs}
     with no_downloads(ours), warnings.catch_warnings():

@@ -63,9 +63,16 @@ def plain(f0: Tensor, f1: Tensor, weight: Tensor) -> Tensor:
 
 def lengths(f: Tensor) -> Tensor:
     """Return the lengths of activations over channels, `(N, 1, h, w)`, as constants."""
+    f = f.detach()
     dtype = torch.promote_types(f.dtype, torch.float32)
-    length: Tensor = torch.linalg.vector_norm(f.detach(), dim=1, keepdim=True, dtype=dtype)
-    return length
+    if f.dtype == dtype or not eager():
+        length: Tensor = torch.linalg.vector_norm(f, dim=1, keepdim=True, dtype=dtype)
+        return length
+    rows = _rows(f)  # in blocks, as vector_norm makes a copy in the wider dtype
+    length = rows.new_empty((len(rows), 1), dtype=dtype)
+    for block in _blocks(rows):
+        torch.linalg.vector_norm(rows[block], dim=1, keepdim=True, dtype=dtype, out=length[block])
+    return length.view(f.shape[0], 1, *f.shape[2:])
 
 
 def fusible(*tensors: Tensor) -> bool:

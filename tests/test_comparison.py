@@ -39,6 +39,16 @@ def test_blocks_give_the_formulas_values_and_gradients(block, last):
         assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lengths_are_those_of_the_values_not_rounded_again(block, dtype, last):
+    f = (features(last=last) * 500).to(dtype)  # squares that float16 cannot hold
+    expected = f.double().square().sum(dim=1, keepdim=True).sqrt()
+    found = comparison.lengths(f)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=1e-6, atol=0)
+
+
 def test_second_derivatives_are_those_of_the_formula():
     weight = torch.rand(4, dtype=torch.float64, requires_grad=True)
     f0, f1 = (features(seed, (2, 4, 2, 3)).abs().add(0.1).requires_grad_() for seed in (0, 1))

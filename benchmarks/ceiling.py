@@ -1,0 +1,97 @@
+"""How fast a metric can be: what its convolutions alone take, and how near they are to what the CPU can do.
+
+`ceiling` is how many times as long `lpips` takes (in float32) as our convolutions: what would be reached if
+nothing else took any time. A product of large matrices in the same precision stands for what the CPU can do.
+"""
+
+import functools
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import peers, report
+from benchmarks.speed import ROUNDS, SHAPES, step
+from benchmarks.timing import in_turn
+
+CONVOLUTIONS = ("aten::mkldnn_convolution", "aten::convolution_backward")
+WORK = ("forward", "loss step, both new", "forward, bfloat16")
+SIDE = 4096
+
+
+def product(dtype: torch.dtype) -> float:
+    """Return the GFLOP/s of a product of two large matrices."""
+    a, b = torch.rand(2, SIDE, SIDE).to(dtype)
+    return 2 * SIDE**3 / min(in_turn({"product": lambda: a @ b}, 5)["product"]) / 1e9
+
+
+def do(work: str, metric: Callable[..., Any], x: torch.Tensor, y: torch.Tensor) -> None:
+    """Do a piece of work."""
+    if work.startswith("loss step"):
+        step(lambda a: metric(a, y), x)
+    else:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=work.endswith("bfloat16")):
+            metric(x, y)
+
+
+def convolving(run: Callable[[], Any]) -> float:
+    """Return the seconds that a run spends in convolutions."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    events = (event for event in profiler.key_averages() if event.key in CONVOLUTIONS)
+    return sum(event.self_cpu_time_total for event in events) / 1e6
+
+
+def measure(net: str, shape: tuple[int, ...], peak: dict[bool, float]) -> list[dict[str, Any]]:
+    """Return a row for each kind of work."""
+    metrics = peers.metrics(net)
+    torch.manual_seed(0)
+    x, y = (torch.rand(shape) * 2 - 1 for _ in range(2))
+    rows = []
+    for work in WORK:
+        ours = functools.partial(do, work, metrics["rlpips"], x, y)
+        theirs = functools.partial(do, work.removesuffix(", bfloat16"), metrics["lpips"], x, y)
+        with FlopCounterMode(display=False) as counter:
+            ours()
+        inside, shares, ceilings = [], [], []
+        for _ in range(ROUNDS[net]):
+            inside.append(convolving(ours))
+            times = in_turn({"ours": ours, "theirs": theirs}, 1)
+            shares.append(inside[-1] / times["ours"][0])
+            ceilings.append(times["theirs"][0] / inside[-1])
+        gflops = counter.get_total_flops() / statistics.median(inside) / 1e9
+        row = {
+            "share": statistics.median(shares),
+            "GFLOP/s": gflops,
+            "of a product": gflops / peak[work.endswith("bfloat16")],
+            "ceiling": statistics.median(ceilings),
+        }
+        rows.append({"net": net, "shape": shape, "row": work, **row})
+    return rows
+
+
+def main() -> None:
+    """Print the share of convolutions in the time, their speed, and the ceiling."""
+    warnings.simplefilter("ignore")
+    peak = {False: product(torch.float32), True: product(torch.bfloat16)}
+    print(f"a matrix product: {peak[False]:.0f} GFLOP/s in float32, {peak[True]:.0f} in bfloat16")
+    result = []
+    for net, shapes in SHAPES.items():
+        for shape in shapes:
+            for row in measure(net, shape, peak):
+                print(
+                    f"{net:5} {'x'.join(map(str, shape)):13} {row['row']:20} convolutions: "
+                    f"{row['share']:4.0%} of the time, {row['GFLOP/s']:4.0f} GFLOP/s, "
+                    f"{row['of a product']:.2f} of a product; ceiling {row['ceiling']:.2f}",
+                    flush=True,
+                )
+                result.append(row)
+    report.write("ceiling", result)
+
+
+if __name__ == "__main__":
+    main()
