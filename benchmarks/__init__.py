@@ -1,1 +1,6 @@
-"""Measurements for the README, each a module to be run: `python -m benchmarks.imports`."""
+"""Measurements of this package; `python -m benchmarks` runs those of speed and memory."""
+
+import os
+
+# before torch, whose profiler reports each of its starts and ends otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
