@@ -22,7 +22,7 @@ from benchmarks import peers, report
 from benchmarks.timing import in_turn, ratio
 
 SHAPES = {"alex": [(8, 3, 256, 256), (32, 3, 64, 64)], "vgg": [(2, 3, 256, 256)]}
-ROUNDS = {"alex": 7, "vgg": 3}
+ROUNDS = {"alex": 11, "vgg": 5}
 GPU_SHAPES = {
     "alex": [(32, 3, 256, 256), (256, 3, 64, 64)],
     "vgg": [(16, 3, 256, 256)],
