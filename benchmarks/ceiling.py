@@ -4,7 +4,6 @@
 nothing else took any time. A product of large matrices in the same precision stands for what the CPU can do.
 """
 
-import functools
 import statistics
 import warnings
 from collections.abc import Callable
@@ -14,8 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peers, report
-from benchmarks.speed import ROUNDS, SHAPES, step
+from benchmarks import report, speed
 from benchmarks.timing import in_turn
 
 CONVOLUTIONS = ("aten::mkldnn_convolution", "aten::convolution_backward")
@@ -29,15 +27,6 @@ def product(dtype: torch.dtype) -> float:
     return 2 * SIDE**3 / min(in_turn({"product": lambda: a @ b}, 5)["product"]) / 1e9
 
 
-def do(work: str, metric: Callable[..., Any], x: torch.Tensor, y: torch.Tensor) -> None:
-    """Do a piece of work."""
-    if work.startswith("loss step"):
-        step(lambda a: metric(a, y), x)
-    else:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=work.endswith("bfloat16")):
-            metric(x, y)
-
-
 def convolving(run: Callable[[], Any]) -> float:
     """Return the seconds that a run spends in convolutions."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -48,17 +37,14 @@ def convolving(run: Callable[[], Any]) -> float:
 
 def measure(net: str, shape: tuple[int, ...], peak: dict[bool, float]) -> list[dict[str, Any]]:
     """Return a row for each kind of work."""
-    metrics = peers.metrics(net)
-    torch.manual_seed(0)
-    x, y = (torch.rand(shape) * 2 - 1 for _ in range(2))
+    table = speed.rows(net, shape, "cpu")
     rows = []
     for work in WORK:
-        ours = functools.partial(do, work, metrics["rlpips"], x, y)
-        theirs = functools.partial(do, work.removesuffix(", bfloat16"), metrics["lpips"], x, y)
+        ours, theirs = (table[work][name] for name in ("rlpips", "lpips"))
         with FlopCounterMode(display=False) as counter:
             ours()
         inside, shares, ceilings = [], [], []
-        for _ in range(ROUNDS[net]):
+        for _ in range(speed.ROUNDS[net]):
             inside.append(convolving(ours))
             times = in_turn({"ours": ours, "theirs": theirs}, 1)
             shares.append(inside[-1] / times["ours"][0])
@@ -80,7 +66,7 @@ def main() -> None:
     peak = {False: product(torch.float32), True: product(torch.bfloat16)}
     print(f"a matrix product: {peak[False]:.0f} GFLOP/s in float32, {peak[True]:.0f} in bfloat16")
     result = []
-    for net, shapes in SHAPES.items():
+    for net, shapes in speed.SHAPES.items():
         for shape in shapes:
             for row in measure(net, shape, peak):
                 print(

@@ -65,10 +65,10 @@ def lengths(f: Tensor) -> Tensor:
     """Return the lengths of activations over channels, `(N, 1, h, w)`, as constants."""
     f = f.detach()
     dtype = torch.promote_types(f.dtype, torch.float32)
-    if f.dtype == dtype or not eager():
+    if f.dtype == dtype or f.device.type != "cpu" or not eager():
         length: Tensor = torch.linalg.vector_norm(f, dim=1, keepdim=True, dtype=dtype)
         return length
-    rows = _rows(f)  # in blocks, as vector_norm makes a copy in the wider dtype
+    rows = _rows(f)  # in blocks, as a CPU copies to the wider dtype first
     length = rows.new_empty((len(rows), 1), dtype=dtype)
     for block in _blocks(rows):
         torch.linalg.vector_norm(rows[block], dim=1, keepdim=True, dtype=dtype, out=length[block])
