@@ -1,7 +1,7 @@
-"""Reconstruct photos from noise by descending a metric: a loss is only as good as what it is minimal at.
+"""Reconstruct pictures from noise by descending a metric: a loss is only as good as what it is minimal at.
 
-Every metric gets the same photos, the same noise, the same steps of Adam on the pixels and nothing else. The
-table gives the mean PSNR and SSIM (of `piq`) of what they end with.
+Every metric gets the same pictures, the same noise, the same steps of Adam on the pixels and nothing else.
+The table gives the mean PSNR and SSIM (of `piq`) of what they end with.
 """
 
 import argparse
@@ -37,22 +37,20 @@ def reconstruct(metric: rlpips.LPIPS, photos: Tensor, steps: int, rate: float = 
 def main() -> None:
     """Print the table and write the picture: a row for each photo; the photo, then each metric's image."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos", type=Path, help="a folder")
+    parser.add_argument("files", nargs="+", type=Path, metavar="PHOTO")
     parser.add_argument("--weights", nargs="+", default=["standard", "robust"])
-    parser.add_argument("--count", type=int, default=6)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--size", type=int, default=96, help="of the crop from the middle")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("-o", dest="output", type=Path, help="the picture, as PNG")
     options = parser.parse_args()
-    size, files = options.size, sorted(options.photos.iterdir())
-    crops = []
-    for path in files[:: max(1, len(files) // options.count)][: options.count]:
+    size, crops = options.size, []
+    for path in options.files:
         image = load_image(path)
         top, left = ((side - size) // 2 for side in image.shape[:2])
         crops.append(to_tensor(image[top : top + size, left : left + size])[0])
     photos = torch.cat(crops)
     columns = [photos]
-    print(f"{'weights':24} {'PSNR':>7} {'SSIM':>7}   {len(photos)} photos, {size} px, {options.steps} steps")
+    print(f"{'weights':24} {'PSNR':>7} {'SSIM':>7}   {len(photos)} of {size} px, {options.steps} steps")
     for weights in options.weights:
         found = reconstruct(rlpips.LPIPS(weights=weights, check_range=False), photos, options.steps)
         a, b = (found + 1) / 2, (photos + 1) / 2
