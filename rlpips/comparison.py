@@ -13,6 +13,7 @@ from torch import Tensor
 from rlpips.autograd import eager, transforming
 
 EPS = 1e-10
+NOTHING = 1e-27  # a length that is lost in the rounding of EPS, in float64 too
 BLOCK = 1 << 18  # values: a mebibyte in float32
 
 
@@ -24,15 +25,17 @@ def normalize_tensor(in_feat: Tensor, eps: float = EPS) -> Tensor:
         eps: added to the length.
 
     Returns:
-        The same shape and dtype. A vector of zeros stays zero, and the length counts as constant there:
-        that is the limit of the gradient, where differentiating the square root would give NaN.
+        The same shape and dtype. A vector of zeros stays zero. The length of zeros, or one that is lost
+        beside `eps`, counts as a constant 0: that is the limit of the gradient, where differentiating the
+        square root would give NaN.
 
     >>> normalize_tensor(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)).flatten()
     tensor([0.6000, 0.8000])
     """
     square = in_feat.square().sum(dim=1, keepdim=True)
-    zero = square == 0
-    length = square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    # what rounding takes from eps anyway; second derivatives of so small a length leave the range of floats
+    nothing = square <= (torch.finfo(in_feat.dtype).eps / 8 * eps) ** 2
+    length = square.masked_fill(nothing, 1).sqrt().masked_fill(nothing, 0)
     return in_feat * (1 / (length + eps))  # a product has a cheaper derivative than a quotient
 
 
@@ -119,9 +122,10 @@ class _Fused(torch.autograd.Function):
         rows = _rows(f0), _rows(f1)
         long = _rows(length0), _rows(length1)
         inverse = [1 / (length + EPS) for length in long]
-        # the share of a change along its vector, which the change of length takes back
+        # the share of a change along its vector, which the change of length takes back; of lengths that are
+        # nothing beside EPS it is nothing, and the quotient would overflow
         along = [
-            (inv.square() / length).masked_fill_(length == 0, 0)
+            (inv / length).masked_fill_(length < NOTHING, 0)
             for inv, length in zip(inverse, long, strict=True)
         ]
         needed = [k for k in (0, 1) if ctx.needs_input_grad[2 * k]]
@@ -129,16 +133,17 @@ class _Fused(torch.autograd.Function):
         found = {k: torch.empty_like(rows[k]) for k in needed}
         scale = {0: 2 * _rows(grad), 1: -2 * _rows(grad)}
         for block in _blocks(rows[0]):
-            change = rows[0][block] * inverse[0][block]
-            change -= rows[1][block] * inverse[1][block]
+            unit = {k: rows[k][block] * inverse[k][block] for k in (0, 1)}
+            change = unit[0] - unit[1]
             if to_weight is not None:
                 to_weight += (change.square() * scale[0][block]).sum(dim=0) / 2
             change *= weight
             for k in needed:
-                f, factor = rows[k][block], scale[k][block]
-                share = (f * change).sum(dim=1, keepdim=True) * along[k][block] * factor
+                factor = scale[k][block]
+                # of unit vectors, as products of activations and of inverses leave the range of floats
+                share = (unit[k] * change).sum(dim=1, keepdim=True) * along[k][block] * factor
                 new = change * (inverse[k][block] * factor)
-                torch.addcmul(new, f, share, value=-1, out=found[k][block])
+                torch.addcmul(new, rows[k][block], share, value=-1, out=found[k][block])
         count, _, height, width = f0.shape
         first, second = (
             found[k].view(count, height, width, -1).permute(0, 3, 1, 2) if k in needed else None

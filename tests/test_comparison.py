@@ -49,6 +49,61 @@ def test_lengths_are_those_of_the_values_not_rounded_again(block, dtype, last):
     assert torch.allclose(found.double(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("other", [None, 0])
+@pytest.mark.parametrize(
+    ("dtype", "exponents", "limit"),
+    [
+        (torch.float32, range(-30, 19), 1e-6),
+        (torch.bfloat16, range(-30, 19), 1e-2),
+        (torch.float16, range(-4, 5), 1e-2),
+        (torch.float64, range(-150, 153, 3), 1e-12),
+    ],
+    ids=str,
+)
+def test_derivatives_are_right_whatever_the_size_of_activations(dtype, exponents, limit, other):
+    """Of both batches, or of one beside another of usual size."""
+    weight = torch.rand(24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weight = weight.to(torch.promote_types(dtype, torch.float32))
+    for exponent in exponents:
+        sizes = (exponent, exponent if other is None else other)
+        f0, f1 = (
+            (torch.nn.functional.normalize(features(seed) + 0.1) * 10.0**size).to(dtype)
+            for seed, size in enumerate(sizes)
+        )
+        found = []
+        for measure, wide in ((fused, False), (comparison.plain, True)):
+            a, b, w = ((x.double() if wide else x).detach().requires_grad_() for x in (f0, f1, weight))
+            found.append(torch.autograd.grad(measure(a, b, w).sum(), (a, b, w)))
+            found[-1] += torch.autograd.grad(measure(a, b.detach(), w.detach()).sum(), a, create_graph=True)
+        for ours, expected in zip(*found, strict=True):
+            assert torch.isfinite(ours).all(), exponent
+            error = (ours.double() - expected).norm()
+            assert error <= limit * expected.norm() or error < 1e-30, exponent
+
+
+@pytest.mark.parametrize("exponent", [-44, -40, -35, 20, 25, 30, 37])
+def test_derivatives_are_finite_where_squares_leave_the_range_of_floats(exponent):
+    for sizes in ((exponent, exponent), (exponent, 0), (0, exponent)):
+        f0, f1 = (
+            (torch.nn.functional.normalize(features(seed) + 0.1) * 10.0**size).float().requires_grad_()
+            for seed, size in enumerate(sizes)
+        )
+        weight = torch.ones(24, requires_grad=True)
+        value = fused(f0, f1, weight)
+        for each in (value, *torch.autograd.grad(value.sum(), (f0, f1, weight))):
+            assert torch.isfinite(each).all()
+
+
+@pytest.mark.parametrize("exponent", range(-24, 15, 2))
+def test_second_derivatives_are_finite_whatever_the_size_of_activations(exponent):
+    f0 = (torch.nn.functional.normalize(features(0) + 0.1) * 10.0**exponent).float().requires_grad_()
+    f1 = features(1).float()
+    (slope,) = torch.autograd.grad(fused(f0, f1, torch.ones(24)).sum(), f0, create_graph=True)
+    assert torch.isfinite(slope).all()
+    (bend,) = torch.autograd.grad((slope / slope.detach().abs().max()).sum(), f0)
+    assert torch.isfinite(bend).all()
+
+
 def test_second_derivatives_are_those_of_the_formula():
     weight = torch.rand(4, dtype=torch.float64, requires_grad=True)
     f0, f1 = (features(seed, (2, 4, 2, 3)).abs().add(0.1).requires_grad_() for seed in (0, 1))
