@@ -83,7 +83,7 @@ def no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
     import torchvision
     from torchvision.models._api import WeightsEnum
 
-    heads = [lin.weight.detach().cpu().clone() for lin in metric.lins]
+    heads = [lin.channel_weights.detach().cpu().clone() for lin in metric.lins]
 
     def fetch(url: str, *_: object, **__: object) -> object:
         return heads if "lpips_weights" in url else dict(enumerate(heads))

@@ -49,7 +49,7 @@ class _Distance(nn.Module):
                 distance = squares.sum(dim=1, keepdim=True)
             else:
                 assert isinstance(lin, NetLinLayer)
-                distance = weigh(squares, lin.weight.flatten())
+                distance = weigh(squares, lin.channel_weights.flatten())
             shares.append(upsample(distance, x.shape[2:]) if metric.spatial else spatial_average(distance))
         return torch.stack(shares).sum(dim=0)
 

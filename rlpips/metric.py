@@ -55,8 +55,11 @@ class NetLinLayer(nn.Module):
         self.model = nn.Sequential(*layers)
 
     @property
-    def weight(self) -> Tensor:
-        """The weights of the channels, `(chn_out, chn_in, 1, 1)`."""
+    def channel_weights(self) -> Tensor:
+        """The weights of the channels, `(chn_out, chn_in, 1, 1)`.
+
+        It is not called `weight`, by which code written for `lpips` tells convolutions from other modules.
+        """
         weight = self.model[-1].weight
         assert isinstance(weight, Tensor)
         return weight
@@ -217,7 +220,7 @@ class LPIPS(nn.Module):
                 if heads is None:
                     lin.reset_parameters()
                 else:
-                    lin.weight.data.copy_(heads[k])
+                    lin.channel_weights.data.copy_(heads[k])
             self.lins.requires_grad_(heads is None or not eval_mode)
         self.train(not eval_mode)
 
@@ -236,7 +239,6 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: Literal[False] = False,
         normalize: bool = False,
-        *,
         tile: int | None = None,
     ) -> Tensor: ...
     @overload
@@ -246,7 +248,6 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: Literal[True],
         normalize: bool = False,
-        *,
         tile: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]: ...
     def forward(
@@ -255,7 +256,6 @@ class LPIPS(nn.Module):
         in1: "Tensor | Reference",
         retPerLayer: bool = False,
         normalize: bool = False,
-        *,
         tile: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Measure the distances between two batches of images.
@@ -402,7 +402,7 @@ class LPIPS(nn.Module):
         """Weigh the squared difference of one layer's unit activations."""
         lin = self.lins[k] if self.lpips else None
         assert lin is None or isinstance(lin, NetLinLayer)
-        weight = f0.new_ones(f0.shape[1]) if lin is None else lin.weight.flatten()
+        weight = f0.new_ones(f0.shape[1]) if lin is None else lin.channel_weights.flatten()
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         dropout = lin is not None and lin.training and len(lin.model) > 1
         if comparison.fusible(f0, f1) and not dropout:

@@ -331,7 +331,7 @@ def _weights(metric: LPIPS) -> list[Tensor]:
     weights = []
     for name, lin in zip((f"lin{k}" for k in range(metric.L)), metric.lins, strict=True):
         assert isinstance(lin, NetLinLayer)
-        weight = wide(lin.weight.flatten())
+        weight = wide(lin.channel_weights.flatten())
         if (weight < 0).any():
             raise ValueError(
                 f"{name} of the metric has negative weights, down to {weight.min():.4g}, and what they weigh "

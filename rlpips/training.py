@@ -93,7 +93,7 @@ def new_metric(recipe: Recipe) -> LPIPS:
 def clamp_heads(metric: LPIPS) -> None:
     """Keep the heads' weights from becoming negative, so that distances are none."""
     for lin in metric.lins:
-        lin.weight.clamp_(min=0)  # type: ignore[operator]
+        lin.channel_weights.clamp_(min=0)  # type: ignore[operator]
 
 
 def new_optimizer(loss: TripletLoss, recipe: Recipe) -> torch.optim.Optimizer:
@@ -285,7 +285,7 @@ def rescale(metric: LPIPS, data: Items, wanted: Tensor) -> None:
         own.append(torch.stack([distances(metric, p0, ref), distances(metric, p1, ref)], dim=1).cpu())
     ratio = wanted[list(rows)].exp() / torch.cat(own).clamp(min=1e-6)
     for lin in metric.lins:
-        lin.weight.mul_(ratio.median())  # type: ignore[operator]
+        lin.channel_weights.mul_(ratio.median())  # type: ignore[operator]
 
 
 def _meet(processes: Processes) -> None:

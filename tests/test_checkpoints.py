@@ -88,9 +88,9 @@ def test_a_full_state_dict_wins_over_pnet_rand(peer, tmp_path):
 def test_heads_load_over_any_backbone(tmp_path):
     metric = rlpips.LPIPS(pnet_rand=True, model_path=published(version="0.0"))
     expected = torch.load(published(version="0.0"), map_location="cpu", weights_only=True)
-    assert torch.equal(metric.lin3.weight, expected["lin3.model.1.weight"])
+    assert torch.equal(metric.lin3.channel_weights, expected["lin3.model.1.weight"])
     again = rlpips.LPIPS(pnet_rand=True, pretrained=False, model_path=published(version="0.0"))
-    assert torch.equal(again.lin3.weight, expected["lin3.model.1.weight"])
+    assert torch.equal(again.lin3.channel_weights, expected["lin3.model.1.weight"])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_torchvision_models_bring_the_backbone(net, model, tmp_path):
     for key, value in metric.net.state_dict().items():
         assert torch.equal(value, state["features." + key.split(".", 1)[1]])
     heads = torch.load(published(net), map_location="cpu", weights_only=True)
-    assert torch.equal(metric.lin0.weight, heads["lin0.model.1.weight"])
+    assert torch.equal(metric.lin0.channel_weights, heads["lin0.model.1.weight"])
     features = {key: value for key, value in state.items() if key.startswith("features")}
     torch.save(features, tmp_path / "features.pth")
     assert torch.equal(

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import sys
@@ -82,8 +83,8 @@ def test_a_program_of_torch_export_agrees_and_has_gradients(real_weights, tmp_pa
     metric = rlpips.LPIPS(eval_mode=False).double()  # in training mode, with dropout
     assert rlpips.export_metric(metric, tmp_path / "metric.pt2", weights="mine") < 1e-6
     assert metric.training
-    assert metric.lin0.weight.dtype == torch.float64
-    assert metric.lin0.weight.requires_grad
+    assert metric.lin0.channel_weights.dtype == torch.float64
+    assert metric.lin0.channel_weights.requires_grad
     files = {"rlpips.json": ""}
     exported = torch.export.load(tmp_path / "metric.pt2", extra_files=files).module()
     assert json.loads(files["rlpips.json"])["weights"] == "mine"
@@ -128,3 +129,14 @@ def test_what_cannot_be_exported_is_refused_before_the_work(tmp_path, monkeypatc
             patch.setitem(sys.modules, missing, None)
             with pytest.raises(rlpips.MissingExtraError, match=r"pip install 'rlpips\[onnx\]'"):
                 rlpips.export_metric(metric, "metric.onnx")
+
+
+def test_the_older_exporter_takes_the_metric_with_all_its_defaults():
+    metric = rlpips.LPIPS(pnet_rand=True)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            metric, pair(1, 64, 64), file, dynamo=False, input_names=["x", "y"], output_names=["distance"]
+        )
+    assert_equal(run(file.getvalue()), metric, [(1, 64, 64)])

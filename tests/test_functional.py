@@ -83,7 +83,7 @@ def test_features_and_heads_are_the_metrics_and_make_its_distances(net):
     for found, expected in zip(features[0], metric.reference(x).features, strict=True):
         assert torch.allclose(found, expected)
     for found, lin in zip(functional.heads(parameters), metric.lins, strict=True):
-        assert torch.equal(found, lin.weight.flatten())
+        assert torch.equal(found, lin.channel_weights.flatten())
     single = functional.features(parameters, x[0])
     assert all(torch.allclose(a, b[0]) for a, b in zip(single, features[0], strict=True))
     found = functional.distance(single, features[1], functional.heads(parameters))

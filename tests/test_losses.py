@@ -176,7 +176,7 @@ def test_the_contrastive_loss_is_infonce():
         others = sum(alike(some.ref.roll(k, dims=0), some.ref) for k in (1, 2, 3))
         assert value == pytest.approx(-(likes / (likes + others)).log().mean().item(), rel=1e-4)
         for lin in loss.metric.lins:
-            lin.weight.mul_(1e4)
+            lin.channel_weights.mul_(1e4)
         assert loss(some, found)["loss"].isfinite()
 
 

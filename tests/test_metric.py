@@ -653,7 +653,7 @@ def test_a_script_under_ddp(tmp_path):
         "    def forward(self, x):\n"
         "        return self.metric(self.conv(x).tanh(), x).mean()\n"
         "model = torch.nn.parallel.DistributedDataParallel(Model())\n"
-        "before = model.module.metric.lin0.weight.clone()\n"
+        "before = model.module.metric.lin0.channel_weights.clone()\n"
         "optimizer = torch.optim.SGD(model.parameters(), lr=1.0)\n"
         "torch.manual_seed(rank)\n"
         "for _ in range(2):\n"
@@ -663,7 +663,7 @@ def test_a_script_under_ddp(tmp_path):
         "weights = [torch.zeros_like(model.module.conv.weight) for _ in range(2)]\n"
         "torch.distributed.all_gather(weights, model.module.conv.weight.detach())\n"
         "assert torch.equal(*weights)\n"
-        "assert torch.equal(before, model.module.metric.lin0.weight)\n"
+        "assert torch.equal(before, model.module.metric.lin0.channel_weights)\n"
         "print('rank', rank, 'is done', flush=True)\n"
         "torch.distributed.destroy_process_group()\n"
     )
@@ -737,7 +737,7 @@ def test_named_heads_are_those_of_the_package():
         weights_only=True,
     )
     for k, lin in enumerate(metric.lins):
-        assert torch.equal(lin.weight, published[f"lin{k}.model.1.weight"])
+        assert torch.equal(lin.channel_weights, published[f"lin{k}.model.1.weight"])
 
 
 def test_code_written_for_lpips_runs(real_weights, shared, capsys):

@@ -124,7 +124,7 @@ def test_an_installation_finds_its_weights(built, tmp_path, kind):
         "import rlpips\n"
         "from rlpips import registry\n"
         "assert len(rlpips.list_weights()) == 18\n"
-        "assert rlpips.LPIPS(weights='robust').lin0.weight.min() >= 0\n"
+        "assert rlpips.LPIPS(weights='robust').lin0.channel_weights.min() >= 0\n"
         "print(rlpips.__file__)\n"
         "print(registry.data_dir())\n"
     )

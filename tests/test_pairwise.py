@@ -274,7 +274,7 @@ def test_metrics_that_are_no_distance_of_vectors_are_refused():
     with pytest.raises(ValueError, match="spatial=True measures maps"):
         embed(rlpips.LPIPS(pnet_rand=True, spatial=True), x)
     metric = rlpips.LPIPS(pnet_rand=True)
-    metric.lin3.weight.data[0, 5] = -0.25
+    metric.lin3.channel_weights.data[0, 5] = -0.25
     with pytest.raises(ValueError, match="lin3 of the metric has negative weights, down to -0.25"):
         pdist(metric, x)
 

@@ -307,8 +307,8 @@ def test_plain_dtype_methods_do_nothing_as_for_every_torchmetrics_metric(files):
     metric = Ours(weights=files["alex"])
     for method in ("half", "double", "float"):
         getattr(metric, method)()
-        assert metric.net.lin0.weight.dtype == torch.float32
-    assert metric.type(torch.float16).net.lin0.weight.dtype == torch.float32
+        assert metric.net.lin0.channel_weights.dtype == torch.float32
+    assert metric.type(torch.float16).net.lin0.channel_weights.dtype == torch.float32
 
 
 def test_a_device_move_moves_everything(files):

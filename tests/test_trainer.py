@@ -1,3 +1,6 @@
+import copy
+from types import SimpleNamespace
+
 import lpips
 import numpy as np
 import pytest
@@ -78,7 +81,7 @@ def test_files_are_those_of_lpips(both, tmp_path):
     ours.load_network(ours.net, "", "latest")
     assert torch.equal(ours.net.lin0.model[-1].weight, theirs.net.lin0.model[-1].weight)
     metric = rlpips.LPIPS(model_path=tmp_path / "ours" / "latest_net_.pth")
-    assert torch.equal(metric.lin0.weight, ours.net.lin0.weight)
+    assert torch.equal(metric.lin0.channel_weights, ours.net.lin0.channel_weights)
     ours.image_paths = ["a.png"]
     assert ours.get_image_paths() == ["a.png"]
 
@@ -89,10 +92,10 @@ def test_only_heads_are_kept_from_becoming_negative():
     squeeze = trainer.net.net.slice2[1].squeeze.weight
     before = squeeze.detach().clone()
     assert (before < 0).any()
-    assert any((lin.weight < 0).any() for lin in trainer.net.lins)
+    assert any((lin.channel_weights < 0).any() for lin in trainer.net.lins)
     trainer.clamp_weights()
     assert torch.equal(squeeze, before)
-    assert all((lin.weight >= 0).all() for lin in trainer.net.lins)
+    assert all((lin.channel_weights >= 0).all() for lin in trainer.net.lins)
     assert squeeze.requires_grad
 
 
@@ -128,3 +131,16 @@ def test_nothing_is_printed_and_unknown_models_are_refused(capsys, caplog):
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="model='resnet' is unknown; choose 'lpips'"):
         trainer.initialize("resnet")
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze"])
+def test_the_authors_own_clamp_takes_the_metric(net):
+    ours, theirs = (copy.deepcopy(metric) for metric in peers(net))
+    for metric in (ours, theirs):
+        with torch.no_grad():
+            for lin in metric.lins:
+                lin.model[-1].weight.sub_(lin.model[-1].weight.mean())
+        lpips.Trainer.clamp_weights(SimpleNamespace(net=metric))
+    assert all(lin.channel_weights.min() == 0 for lin in ours.lins)
+    for value, expected in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(value, expected)

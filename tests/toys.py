@@ -57,9 +57,11 @@ def random_metric(seed=None):
     )
     generator = torch.Generator().manual_seed(seed or 0)
     for lin in metric.lins:
-        lin.weight.data.fill_(0.1)
+        lin.channel_weights.data.fill_(0.1)
         if seed is not None:
-            lin.weight.data *= 10 * (torch.rand(lin.weight.shape, generator=generator) < 0.05)
+            lin.channel_weights.data *= 10 * (
+                torch.rand(lin.channel_weights.shape, generator=generator) < 0.05
+            )
     return metric
 
 
