@@ -285,10 +285,20 @@ class Backbone(nn.Module):
         names = {key: "features." + key.split(".", 1)[1] for key in self.state_dict()}
         self.load_state_dict({key: features[name] for key, name in names.items()})
 
-    def forward(self, x: Tensor) -> Any:
-        """Map images `(N, 3, H, W)`, already scaled, to a named tuple of one activation a slice."""
+    @property
+    def in_channels(self) -> int | None:
+        """How many channels images must have, if the first layer says so."""
+        channels: int | None = getattr(next(next(self.children()).children(), None), "in_channels", None)
+        return channels
+
+    def activations(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map images `(N, 3, H, W)`, already scaled, to one activation a slice, in any memory format."""
         activations = []
         for part in self.children():
             x = part(x)
             activations.append(x)
-        return self._arch.output(*activations)
+        return tuple(activations)
+
+    def forward(self, x: Tensor) -> Any:
+        """Map images `(N, 3, H, W)`, already scaled, to a named tuple of one activation a slice, contiguous."""
+        return self._arch.output(*(f.contiguous() for f in self.activations(x)))

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import rlpips
-from rlpips.backbones import architecture
+from rlpips.backbones import Backbone, architecture
 from rlpips.checkpoints import metric_digest
 from rlpips.comparison import normalize_tensor, weigh
 from rlpips.errors import MissingExtraError
 from rlpips.files import write_atomically
-from rlpips.metric import LPIPS, NetLinLayer, spatial_average, upsample
+from rlpips.metric import LPIPS, spatial_average, unchanged_weights, upsample
 
 _OPSET = 18  # what the exporters of all supported versions of torch write
 _TOLERANCE = 1e-4
@@ -40,7 +40,7 @@ class _Distance(nn.Module):
         metric = self.metric
         f0, f1 = (metric.scaling_layer(each) if metric.version == "0.1" else each for each in (x, y))
         shares = []
-        for k, part in enumerate(metric.net.children()):
+        for k, part in zip(range(metric.L), metric.net.children(), strict=False):
             # one after the other and not as one batch, which onnxruntime takes twice as long to cut again
             f0, f1 = part(f0), part(f1)
             squares = (normalize_tensor(f0) - normalize_tensor(f1)).square()
@@ -48,8 +48,8 @@ class _Distance(nn.Module):
             if lin is None:
                 distance = squares.sum(dim=1, keepdim=True)
             else:
-                assert isinstance(lin, NetLinLayer)
-                distance = weigh(squares, lin.channel_weights.flatten())
+                own = unchanged_weights(lin)
+                distance = lin(squares) if own is None else weigh(squares, own.flatten())
             shares.append(upsample(distance, x.shape[2:]) if metric.spatial else spatial_average(distance))
         return torch.stack(shares).sum(dim=0)
 
@@ -108,6 +108,8 @@ def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = ""
     check_export_file(path)
     if not isinstance(metric, LPIPS):
         raise TypeError(f"metric must be an rlpips.LPIPS, got {type(metric).__name__}")
+    if type(metric.net) is not Backbone:
+        raise TypeError("a metric is exported with a backbone of this package, and net has been replaced")
     metric = copy.deepcopy(metric).cpu().float().eval().requires_grad_(False)
     for parameter in metric.parameters():
         parameter.data = parameter.data.contiguous()

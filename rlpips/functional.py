@@ -216,7 +216,7 @@ class _Trunk(LPIPS):
 
     def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Map images `(N, 3, H, W)` to features."""
-        return tuple(self.net(self._scale(images, normalize)))
+        return self.net.activations(self._scale(images, normalize))
 
 
 class _Trunks(threading.local):

@@ -10,7 +10,9 @@ from torch import Tensor
 _TOLERANCE = 1e-3  # rounding and projection steps may leave the range by this much without a warning
 
 
-def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int) -> None:
+def check_image(
+    name: str, image: Tensor, *, like: Tensor, min_size: int, channels: int | None = 3
+) -> None:
     """Check all of a batch of images that can be told without looking at values.
 
     Args:
@@ -19,6 +21,7 @@ def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int) -> Non
         like: a tensor of the module; the images must be on its device and of its dtype, or of a narrower one
             (any floating dtype under autocast).
         min_size: the least height and width.
+        channels: how many there must be; None leaves that to the module.
 
     Raises:
         TypeError: not a tensor, or not of a usable dtype.
@@ -30,13 +33,13 @@ def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int) -> Non
     if image.ndim != 4:
         hint = "; add a batch dimension with x[None]" if image.ndim == 3 else ""
         raise ValueError(f"{name} must have shape (N, 3, H, W), got {shape}{hint}")
-    if image.shape[1] != 3:
+    if channels is not None and image.shape[1] != channels:
         hint = ""
         if image.shape[3] == 3:
             hint = "; the channels are last, move them with x.permute(0, 3, 1, 2)"
         elif image.shape[1] == 1:
             hint = "; repeat a grey channel with x.expand(-1, 3, -1, -1)"
-        raise ValueError(f"{name} must have 3 channels, shape (N, 3, H, W), got {shape}{hint}")
+        raise ValueError(f"{name} must have {channels} channels, shape (N, {channels}, H, W), got {shape}{hint}")
     if not image.is_floating_point():
         hint = "; for bytes in [0, 255] use x / 127.5 - 1" if image.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be floating point, in [-1, 1], got {image.dtype}{hint}")

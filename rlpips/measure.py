@@ -180,7 +180,7 @@ def measure_all(
         if _check_pair(path, path, size, size, metric) is None:
             assert not isinstance(size, str)
             alike.setdefault(size, []).append(path)
-    device = metric.scaling_layer.shift.device
+    device = metric.like.device
     distances = {
         size: iter(
             pdist(
@@ -259,7 +259,7 @@ def _check_pair(
 def _measure_batch(
     batch: list[tuple[Path, Path, Tensor, Tensor]], metric: LPIPS, tile: int | None
 ) -> Iterator[Measured]:
-    device = metric.scaling_layer.shift.device
+    device = metric.like.device
     in0, in1 = (
         (torch.cat(images) if len(images) > 1 else images[0]).to(device)  # no copy of what may be huge
         for images in ([image_a for _, _, image_a, _ in batch], [image_b for _, _, _, image_b in batch])

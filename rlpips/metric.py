@@ -1,7 +1,8 @@
 """LPIPS, the learned perceptual image patch similarity of Zhang et al. 2018 (arXiv 1801.03924)."""
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -45,6 +46,12 @@ class ScalingLayer(nn.Module):
         return (inp - self.shift).div_(self.scale)
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module))
+
+
 class NetLinLayer(nn.Module):
     """A head: dropout (where wanted) and a 1x1 convolution without bias, `(N, chn_in, H, W)` to `chn_out`."""
 
@@ -74,6 +81,21 @@ class NetLinLayer(nn.Module):
         """Weigh the channels of `(N, chn_in, H, W)`."""
         out: Tensor = self.model(x)
         return out
+
+
+def unchanged_weights(lin: nn.Module) -> Tensor | None:
+    """Return the weights of a head, `(1, C, 1, 1)`, if there is nothing more to it than dropout and them.
+
+    None means that it must run as it is: it has been replaced or has hooks, or a layer in it.
+    """
+    if type(lin) is not NetLinLayer or type(lin.model) is not nn.Sequential:
+        return None
+    *before, conv = lin.model
+    if type(conv) is not nn.Conv2d or conv.bias is not None or len(conv.weight) != 1:
+        return None
+    if any(type(layer) is not nn.Dropout for layer in before):
+        return None
+    return None if any(map(_hooked, (lin, lin.model, *before, conv))) else conv.weight
 
 
 @dataclass(frozen=True)
@@ -320,27 +342,51 @@ class LPIPS(nn.Module):
             return
         images = {name: each for name, each in inputs.items() if not isinstance(each, Reference)}
         for name, image in images.items():
-            check_image(name, image, like=self.scaling_layer.shift, min_size=self.min_size)
+            own = type(self.net) is Backbone
+            check_image(
+                name,
+                image,
+                like=self.like,
+                min_size=self.min_size if own else 1,
+                channels=self.net.in_channels if own else None,
+            )
         if len(inputs) == 2:
             check_pair(*(each.shape for each in inputs.values()))
         if self.check_range and not torch.compiler.is_compiling():
             self._range_check(images, normalize)
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the metric."""
+        shift = getattr(self.scaling_layer, "shift", None)
+        if isinstance(shift, Tensor):
+            return shift
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
+
+    def _own_net(self) -> bool:
+        """Whether the backbone's slices may run one by one, on both batches at once."""
+        return type(self.net) is Backbone and not _hooked(self.net)
+
     def _activate(self, images: Tensor, normalize: bool) -> "Reference":
-        features = tuple(self.net(self._scale(images, normalize)))
+        x = self._scale(images, normalize)
+        if self._own_net():
+            features = self.net.activations(x)
+        else:
+            found = self.net(x)
+            features = tuple(found[k] for k in range(self.L))
         lengths = tuple(comparison.lengths(f) for f in features)
         return Reference(features, lengths, tuple(images.shape), self._dtype(images))
 
     def _scale(self, images: Tensor, normalize: bool) -> Tensor:
         x = 2 * images - 1 if normalize else images
         # The paper's first version forgot to scale; its heads expect that.
-        return self.scaling_layer(x) if self.version == "0.1" else x.to(self.scaling_layer.shift.dtype)
+        return self.scaling_layer(x) if self.version == "0.1" else x.to(self.like.dtype)
 
     def _dtype(self, images: "Tensor | Reference") -> torch.dtype:
         """Return the dtype of distances to images."""
         if isinstance(images, Reference):
             return images.dtype
-        return torch.promote_types(images.dtype, self.scaling_layer.shift.dtype)
+        return torch.promote_types(images.dtype, self.like.dtype)
 
     def _runs(
         self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
@@ -366,18 +412,27 @@ class LPIPS(nn.Module):
         self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
     ) -> list[Tensor]:
         """Weighted squared difference `(N, 1, h, w)` of unit activations, for each layer."""
+        pairs = self._layer_pairs(in0, in1, normalize)
+        return [self._layer_distance(k, *first, *second) for k, (first, second) in enumerate(pairs)]
+
+    def _layer_pairs(
+        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
+    ) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+        """Yield the activations and lengths of both batches, for each layer."""
+        if not self._own_net():
+            references = [x if isinstance(x, Reference) else self._activate(x, normalize) for x in (in0, in1)]
+            for k in range(self.L):
+                yield self._layer(references[0], k), self._layer(references[1], k)
+            return
         runs = self._runs(in0, in1, normalize)
         sizes = [each.shape[0] for each in (in0, in1)]
-        maps = []
         # layer by layer, so that no layer's activations, or gradients of them, wait for the next layer's
-        for k, part in enumerate(self.net.children()):
+        for k, part in zip(range(self.L), self.net.children(), strict=False):
             runs = [run if isinstance(run, Reference) else part(run) for run in runs]
             layers = [self._layer(run, k) for run in runs]
             if len(layers) == 1:
                 layers = list(zip(*(torch.split(each, sizes) for each in layers[0]), strict=True))
-            (f0, length0), (f1, length1) = layers
-            maps.append(self._layer_distance(k, f0, length0, f1, length1))
-        return maps
+            yield layers[0], layers[1]
 
     def _layer_distances_in_tiles(
         self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool, tile: int
@@ -387,6 +442,8 @@ class LPIPS(nn.Module):
             raise TypeError(
                 "a reference holds the activations of whole images; with tile=, pass the images themselves"
             )
+        if type(self.net) is not Backbone:
+            raise ValueError("tile= knows the backbone of this package alone, and net has been replaced")
         if self.lpips and any(isinstance(m, nn.Dropout) and m.training for m in self.lins.modules()):
             raise ValueError(
                 "dropout would fall differently when tiles run again in the backward pass; with tile=, call "
@@ -401,13 +458,18 @@ class LPIPS(nn.Module):
     def _layer_distance(self, k: int, f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor) -> Tensor:
         """Weigh the squared difference of one layer's unit activations."""
         lin = self.lins[k] if self.lpips else None
-        assert lin is None or isinstance(lin, NetLinLayer)
-        weight = f0.new_ones(f0.shape[1]) if lin is None else lin.channel_weights.flatten()
+        if lin is None:
+            weight = f0.new_ones(f0.shape[1])
+        else:
+            own = unchanged_weights(lin)
+            if own is None:
+                return comparison.wide(lin(comparison.squares(f0, f1).to(f0.dtype)))
+            weight = own.flatten()
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        dropout = lin is not None and lin.training and len(lin.model) > 1
+        dropout = list(lin.model)[:-1] if isinstance(lin, NetLinLayer) and lin.training else []
         if comparison.fusible(f0, f1) and not dropout:
             return comparison.fused(f0, length0, f1, length1, weight)
         squares = comparison.squares(f0, f1)
-        for layer in lin.model[:-1] if lin else ():  # dropout, if any
+        for layer in dropout:
             squares = layer(squares)
         return comparison.weigh(squares, weight)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlpips.comparison import EPS, wide
 from rlpips.inputs import check_image
-from rlpips.metric import LPIPS, NetLinLayer
+from rlpips.metric import LPIPS, unchanged_weights
 
 MEMORY = 1 << 30  # bytes
 _STEP = 256  # columns of a block: enough that a product costs more than what surrounds it
@@ -285,7 +285,7 @@ class _Side:
         self._metric, self._normalize = metric, normalize
         self._weights = _weights(metric)
         if isinstance(given, Tensor):
-            check_image(name, given, like=metric.scaling_layer.shift, min_size=metric.min_size)
+            check_image(name, given, like=metric.like, min_size=metric.min_size)
         nothing = metric.reference(given[:0], normalize)
         self.width = sum(f.shape[1:].numel() for f in nothing.features)
         self.dtype = torch.promote_types(nothing.dtype, torch.float32)
@@ -327,11 +327,16 @@ class _Side:
 def _weights(metric: LPIPS) -> list[Tensor]:
     """Return the weights of each layer's channels, in float32 at least."""
     if not metric.lpips:
-        return [wide(metric.scaling_layer.shift.new_ones(channels)) for channels in metric.chns]
+        return [wide(metric.like.new_ones(channels)) for channels in metric.chns]
     weights = []
     for name, lin in zip((f"lin{k}" for k in range(metric.L)), metric.lins, strict=True):
-        assert isinstance(lin, NetLinLayer)
-        weight = wide(lin.channel_weights.flatten())
+        own = unchanged_weights(lin)
+        if own is None:
+            raise ValueError(
+                f"{name} of the metric has been replaced or has hooks, so its weights are not known; "
+                "embeddings need heads of this package"
+            )
+        weight = wide(own.flatten())
         if (weight < 0).any():
             raise ValueError(
                 f"{name} of the metric has negative weights, down to {weight.min():.4g}, and what they weigh "

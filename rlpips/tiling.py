@@ -7,13 +7,13 @@ position of every layer belongs to one tile, whose crop is wide enough for the f
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlpips.backbones import Backbone
+from rlpips.backbones import Backbone, Fire
 
 Measure = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
@@ -32,13 +32,29 @@ def fields(net: Backbone) -> list[Field]:
     found = []
     for part in net.children():
         # A Fire counts as a chain: one of the two branches is a 1x1 convolution, which widens nothing
-        for layer in part.modules():
+        for layer in _layers(part):
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
                 before += _side(layer.padding) * stride
                 size += (_side(layer.kernel_size) - 1) * stride
                 stride *= _side(layer.stride)
         found.append(Field(stride, before, size))
     return found
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers in a module, of which the receptive field is known."""
+    if type(module) in (nn.Sequential, Fire):
+        for part in module.children():
+            yield from _layers(part)
+    elif isinstance(module, nn.MaxPool2d | nn.ReLU | nn.Identity) or (
+        isinstance(module, nn.Conv2d) and set(module.dilation) == {1}
+    ):
+        yield module
+    else:
+        raise ValueError(
+            f"tile= needs the receptive field of every layer of the backbone, and knows none of a "
+            f"{type(module).__name__} that has been put into it; measure without tile="
+        )
 
 
 def _side(value: Any) -> int:

@@ -278,7 +278,7 @@ def rescale(metric: LPIPS, data: Items, wanted: Tensor) -> None:
     """
     metric.eval()
     rows = range(0, len(wanted), -(-len(wanted) // _SCALED))
-    device = metric.scaling_layer.shift.device
+    device = metric.like.device
     own = []
     for batch in DataLoader(Subset(data, rows), 32, collate_fn=collate):
         ref, p0, p1 = (batch[name].to(device) for name in ("ref", "p0", "p1"))

@@ -51,7 +51,7 @@ def read_pair(
     for name, image in (("a", image_a), ("b", image_b)):
         if len(image) != 1:
             raise ImageError(f"{name} holds {len(image)} images; pass one of them, such as {name}[0]")
-    like = metric.scaling_layer.shift
+    like = metric.like
     return image_a.to(like.device, like.dtype), image_b.to(like.device, like.dtype)
 
 
