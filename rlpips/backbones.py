@@ -7,15 +7,18 @@ here is `features.3.weight` there.
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlpips.autograd import eager
+
+_SAMPLE = 499  # of so many weights one tells whether they have changed; prime, to meet all channels
 
 
 class AlexNetFeatures(NamedTuple):
@@ -50,6 +53,62 @@ class SqueezeNetFeatures(NamedTuple):
     relu7: Tensor
 
 
+class _Kept(NamedTuple):
+    """A copy of a weight in channels-last memory, and what the weight was when it was made.
+
+    Attributes:
+        source: shares the weight's memory.
+        version: counts changes of it.
+        shown: a view of some of its values.
+        sample: what they were.
+        copy: the copy.
+    """
+
+    source: Tensor
+    version: int
+    shown: Tensor
+    sample: Tensor
+    copy: Tensor
+
+
+_kept: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """Return a weight `(O, I, h, w)` as a CPU's convolutions of channels-last activations read it fastest.
+
+    Parameters are plain contiguous tensors to whoever looks at them. Laying them out takes a fifth of the
+    time of small images, so a copy of frozen ones is kept until they change: by assignment to `.data` or an
+    operation in place. One in place on `.data`, which PyTorch does not count, is seen by a sample of the
+    values; it must change most of them, as initialisations, averages and copies do.
+    """
+    last = torch.channels_last
+    if weight.device.type != "cpu" or not eager() or weight.is_contiguous(memory_format=last):
+        return weight
+    if weight.requires_grad or type(weight) is not nn.Parameter or weight.is_inference():
+        return weight.contiguous(memory_format=last)
+    kept = _kept.get(weight)
+    if (
+        kept is None
+        or not weight.is_set_to(kept.source)
+        or weight._version != kept.version
+        or not torch.equal(kept.shown, kept.sample)
+    ):
+        source = weight.detach()
+        shown = source.flatten()[::_SAMPLE]
+        copy = source.contiguous(memory_format=last)
+        _kept[weight] = kept = _Kept(source, weight._version, shown, shown.clone(), copy)
+    return kept.copy
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution of channels-last activations."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = super()._conv_forward(input, laid_out(weight), bias)
+        return out
+
+
 class ImageConv2d(nn.Conv2d):
     """The convolution that images enter, which on a CPU leaves activations in channels-last memory.
 
@@ -75,13 +134,15 @@ class ImageConv2d(nn.Conv2d):
         # permute and pad rather than contiguous(memory_format), which vmap does not know
         x = x.permute(0, 2, 3, 1)
         if not torch.is_grad_enabled():
-            return super().forward(x.contiguous().permute(0, 3, 1, 2))
+            x = x.contiguous().permute(0, 3, 1, 2)
+            out: Tensor = self._conv_forward(x, laid_out(self.weight), self.bias)
+            return out
         stride, size, edge = self.stride[0], self.kernel_size[0], int(self.padding[0])
         reach = -(-size // stride)  # of the kernel, in blocks of s x s pixels
         rows, columns = ((n + 2 * edge - size) // stride + reach for n in x.shape[1:3])
         below, right = rows * stride - x.shape[1] - edge, columns * stride - x.shape[2] - edge
         x = F.pad(x, (0, 0, edge, right, edge, below))
-        weight = self.weight
+        weight = laid_out(self.weight)
         if stride > 1:
             x = x.reshape(-1, rows, stride, columns, stride, x.shape[3]).transpose(2, 3).flatten(3)
             weight = F.pad(weight, (0, reach * stride - size) * 2)
@@ -130,9 +191,9 @@ class Fire(nn.Module):
 
     def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeezed, 1)
-        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
-        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+        self.squeeze = Conv2d(channels, squeezed, 1)
+        self.expand1x1 = Conv2d(squeezed, expanded, 1)
+        self.expand3x3 = Conv2d(squeezed, expanded, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, channels, H, W)` to `(N, 2 * expanded, H, W)`."""
@@ -143,10 +204,10 @@ class Fire(nn.Module):
 def _alexnet_layers() -> list[nn.Module]:
     return [
         ImageConv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True),
-        MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True),
-        MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True),
+        MaxPool2d(3, 2), Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True),
+        MaxPool2d(3, 2), Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True),
+        Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),
+        Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True),
     ]  # fmt: skip
 
 
@@ -157,7 +218,7 @@ def _vgg16_layers() -> list[nn.Module]:
         if block:
             layers.append(MaxPool2d(2, 2))
         for _ in range(depth):
-            conv = nn.Conv2d if layers else ImageConv2d
+            conv = Conv2d if layers else ImageConv2d
             layers += [conv(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             channels = width
     return layers
@@ -265,13 +326,10 @@ class Backbone(nn.Module):
         self.to_empty(device=torch.empty(0).device)  # get_default_device sees no `with` before torch 2.7
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
-        """Move or convert the parameters, and lay them out as the device's convolutions read them fastest."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        """Move or convert the parameters, of which no copies are kept where they were."""
         for parameter in self.parameters():
-            if parameter.ndim == 4:
-                on_cpu = parameter.device.type == "cpu"
-                layout = torch.channels_last if on_cpu else torch.contiguous_format
-                parameter.data = parameter.data.contiguous(memory_format=layout)
+            _kept.pop(parameter, None)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def init_random(self) -> None:
@@ -300,5 +358,5 @@ class Backbone(nn.Module):
         return tuple(activations)
 
     def forward(self, x: Tensor) -> Any:
-        """Map images `(N, 3, H, W)`, already scaled, to a named tuple of one activation a slice, contiguous."""
+        """Map images `(N, 3, H, W)`, already scaled, to a named tuple: a contiguous activation a slice."""
         return self._arch.output(*(f.contiguous() for f in self.activations(x)))

@@ -123,27 +123,26 @@ class _Fused(torch.autograd.Function):
         long = _rows(length0), _rows(length1)
         inverse = [1 / (length + EPS) for length in long]
         # the share of a change along its vector, which the change of length takes back; of lengths that are
-        # nothing beside EPS it is nothing, and the quotient would overflow
-        along = [
-            (inv / length).masked_fill_(length < NOTHING, 0)
-            for inv, length in zip(inverse, long, strict=True)
-        ]
+        # nothing beside EPS it is nothing, as of those whose square is infinite, and a quotient would overflow
+        along = [inv / length for inv, length in zip(inverse, long, strict=True)]
+        lost = [(length < NOTHING) | length.isinf() for length in long]
         needed = [k for k in (0, 1) if ctx.needs_input_grad[2 * k]]
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[4] else None
         found = {k: torch.empty_like(rows[k]) for k in needed}
         scale = {0: 2 * _rows(grad), 1: -2 * _rows(grad)}
         for block in _blocks(rows[0]):
-            unit = {k: rows[k][block] * inverse[k][block] for k in (0, 1)}
-            change = unit[0] - unit[1]
+            change = rows[0][block] * inverse[0][block]
+            change -= rows[1][block] * inverse[1][block]
             if to_weight is not None:
                 to_weight += (change.square() * scale[0][block]).sum(dim=0) / 2
             change *= weight
             for k in needed:
-                factor = scale[k][block]
-                # of unit vectors, as products of activations and of inverses leave the range of floats
-                share = (unit[k] * change).sum(dim=1, keepdim=True) * along[k][block] * factor
-                new = change * (inverse[k][block] * factor)
-                torch.addcmul(new, rows[k][block], share, value=-1, out=found[k][block])
+                f, factor, inv = rows[k][block], scale[k][block], inverse[k][block]
+                share = (f * change).sum(dim=1, keepdim=True)
+                # one factor at a time, as the product of the two leaves the range of floats
+                share.mul_(inv).mul_(along[k][block]).mul_(factor).masked_fill_(lost[k][block], 0)
+                new = change * (inv * factor)
+                torch.addcmul(new, f, share, value=-1, out=found[k][block])
         count, _, height, width = f0.shape
         first, second = (
             found[k].view(count, height, width, -1).permute(0, 3, 1, 2) if k in needed else None

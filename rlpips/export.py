@@ -111,8 +111,6 @@ def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = ""
     if type(metric.net) is not Backbone:
         raise TypeError("a metric is exported with a backbone of this package, and net has been replaced")
     metric = copy.deepcopy(metric).cpu().float().eval().requires_grad_(False)
-    for parameter in metric.parameters():
-        parameter.data = parameter.data.contiguous()
     metadata = {
         "rlpips": rlpips.__version__,
         "net": architecture(metric.pnet_type).name,

@@ -10,9 +10,7 @@ from torch import Tensor
 _TOLERANCE = 1e-3  # rounding and projection steps may leave the range by this much without a warning
 
 
-def check_image(
-    name: str, image: Tensor, *, like: Tensor, min_size: int, channels: int | None = 3
-) -> None:
+def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int, channels: int | None = 3) -> None:
     """Check all of a batch of images that can be told without looking at values.
 
     Args:
@@ -39,7 +37,9 @@ def check_image(
             hint = "; the channels are last, move them with x.permute(0, 3, 1, 2)"
         elif image.shape[1] == 1:
             hint = "; repeat a grey channel with x.expand(-1, 3, -1, -1)"
-        raise ValueError(f"{name} must have {channels} channels, shape (N, {channels}, H, W), got {shape}{hint}")
+        raise ValueError(
+            f"{name} must have {channels} channels, shape (N, {channels}, H, W), got {shape}{hint}"
+        )
     if not image.is_floating_point():
         hint = "; for bytes in [0, 255] use x / 127.5 - 1" if image.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be floating point, in [-1, 1], got {image.dtype}{hint}")

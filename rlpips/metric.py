@@ -91,7 +91,7 @@ def unchanged_weights(lin: nn.Module) -> Tensor | None:
     if type(lin) is not NetLinLayer or type(lin.model) is not nn.Sequential:
         return None
     *before, conv = lin.model
-    if type(conv) is not nn.Conv2d or conv.bias is not None or len(conv.weight) != 1:
+    if type(conv) is not nn.Conv2d or conv.bias is not None or conv.out_channels != 1:
         return None
     if any(type(layer) is not nn.Dropout for layer in before):
         return None
