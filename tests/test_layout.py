@@ -2,7 +2,11 @@
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +154,23 @@ def test_parameters_given_for_a_call_count_for_it_alone(pair):
     other = torch.func.functional_call(metric, given, pair)
     assert not torch.allclose(other, expected, rtol=1e-5)
     assert torch.equal(metric(*pair), expected)
+
+
+def test_a_metric_can_be_sharded():
+    script = (
+        "import torch, rlpips\n"
+        "from torch.distributed.device_mesh import init_device_mesh\n"
+        "from torch.distributed.fsdp import fully_shard\n"
+        "store = torch.distributed.HashStore()\n"
+        "torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)\n"
+        "metric = rlpips.LPIPS(pnet_rand=True, check_range=False)\n"
+        "x, y = torch.rand(2, 1, 3, 64, 64)\n"
+        "expected = metric(x, y)\n"
+        "fully_shard(metric, mesh=init_device_mesh('cpu', (1,)))\n"
+        "assert all(torch.equal(metric(x, y), expected) for _ in range(2))\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
