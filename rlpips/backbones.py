@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlpips.autograd import eager
 
-_SAMPLE = 499  # of so many weights one tells whether they have changed; prime, to meet all channels
+_SAMPLE = 4999  # of so many weights one tells whether they have changed; prime, to meet all channels
 
 
 class AlexNetFeatures(NamedTuple):

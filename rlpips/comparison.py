@@ -123,7 +123,7 @@ class _Fused(torch.autograd.Function):
         long = _rows(length0), _rows(length1)
         inverse = [1 / (length + EPS) for length in long]
         # the share of a change along its vector, which the change of length takes back; of lengths that are
-        # nothing beside EPS it is nothing, as of those whose square overflows, and the quotient may not be finite
+        # nothing beside EPS it is nothing, as where squares overflow, and the quotient may not be finite
         along = [inv / length for inv, length in zip(inverse, long, strict=True)]
         lost = [(length < NOTHING) | length.isinf() for length in long]
         needed = [k for k in (0, 1) if ctx.needs_input_grad[2 * k]]
