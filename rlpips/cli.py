@@ -210,15 +210,15 @@ def _measure(
     unreadable: dict[Path, str] = {}
     if pairs:
         import torch
-        from tqdm import tqdm
 
         from rlpips.measure import cached_metric, measure_all, measure_pairs
+        from rlpips.progress import progress
 
         metric = cached_metric(options.net, options.weights, options.version, torch.device(options.device))
         given: dict[str, Any] = {"resize": options.resize}
         if options.batch_size is not None:
             given["batch_size"] = options.batch_size
-        with tqdm(total=len(pairs), unit="pair", disable=None, leave=False) as bar:
+        with progress(total=len(pairs), unit="pair", leave=False) as bar:
             if combined:
                 measuring = measure_all(combined, metric, progress=bar.update, **given)
             else:

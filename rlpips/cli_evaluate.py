@@ -254,21 +254,20 @@ def _jnd(options: argparse.Namespace) -> int:
 
 def _robustness(options: argparse.Namespace) -> int:
     check(options)
-    from tqdm import tqdm
-
     from rlpips.attacks import parse_attack
     from rlpips.plots import histograms
     from rlpips.processes import joined
+    from rlpips.progress import progress
     from rlpips.reports import Parts
     from rlpips.robustness import robustness
 
     images = files(options.images)
     with (
         joined(options.device) as (processes, device),
-        tqdm(unit="image", disable=processes.rank > 0 or None, leave=False) as bar,
+        progress(unit="image", hidden=processes.rank > 0, leave=False) as bar,
     ):
 
-        def progress(done: int, total: int) -> None:
+        def tell_progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
@@ -284,7 +283,7 @@ def _robustness(options: argparse.Namespace) -> int:
             seed=options.seed,
             save_images=options.save_images,
             parts=parts,
-            progress=progress,
+            progress=tell_progress,
         )
     if processes.rank == 0:
         print(_robustness_table(report))

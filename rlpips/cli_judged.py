@@ -45,9 +45,8 @@ def report_judged(
 ) -> int:
     """Measure every metric on every subset in every case, and report."""
     check(options)
-    from tqdm import tqdm
-
     from rlpips.processes import joined
+    from rlpips.progress import progress
     from rlpips.reports import Parts
 
     positions: dict[str, list[int]] = {subset: [] for subset in dataset.subsets}
@@ -59,7 +58,7 @@ def report_judged(
     with joined(options.device) as (processes, device):
         parts = Parts(options.output, processes)
         total = sum(map(len, positions.values())) * len(cases) * len(options.weights)
-        bar = tqdm(total=total, unit="example", disable=processes.rank > 0 or None, leave=False)
+        bar = progress(total=total, unit="example", hidden=processes.rank > 0, leave=False)
         done = 0
         for label in options.weights:
             metric, digests[label] = load_metric(label, device)

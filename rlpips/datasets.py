@@ -34,6 +34,7 @@ from torch.utils.data import Dataset, default_collate
 from rlpips import cache, downloads
 from rlpips.errors import DatasetError
 from rlpips.images import to_tensor
+from rlpips.progress import progress
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 
@@ -364,11 +365,9 @@ def _unpack(file: Path, archive: _Archive, folder: Path) -> None:
 
 def _extract(file: Path, target: Path, parts: Sequence[str]) -> None:
     """Write the members `SUBSET/PART/FILE` of an archive under `target`, and no other."""
-    from tqdm import tqdm
-
     # tarfile does not look at gzip's checksum where it decompresses a stream itself, so gzip does.
     with (
-        tqdm(desc=f"unpacking {file.name}", unit="file", disable=None) as bar,
+        progress(f"unpacking {file.name}", unit="file") as bar,
         gzip.open(file) as content,
         tarfile.open(fileobj=content, mode="r|") as tar,
     ):

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from rlpips.progress import progress
+
 if TYPE_CHECKING:
     import requests
 
@@ -198,12 +200,8 @@ def _transfer(
 def _copy(
     chunks: Iterable[bytes], file: IO[bytes], have: int, total: int | None, limit: int, label: str
 ) -> None:
-    """Append chunks to a file that holds `have` bytes, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(
-        desc=label, initial=have, total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None
-    ) as bar:
+    """Append chunks to a file that holds `have` bytes, and show the progress."""
+    with progress(label, initial=have, total=total, unit="B", size=True) as bar:
         for chunk in chunks:
             have += len(chunk)
             if have > limit:

@@ -6,6 +6,7 @@ gives the numbers of a run alone.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rlpips.errors import DatasetError
 from rlpips.examples import Worst
 from rlpips.objectives import Metric, RankFlip, distances
 from rlpips.processes import Processes
+from rlpips.progress import progress
 
 Array = npt.NDArray[np.float64]
 
@@ -210,10 +212,12 @@ def measure_jnd(
 
 def _loaded(data_loader: Any, name: str) -> Iterator[Mapping[str, Tensor]]:
     """Go through the batches of a loader, which `load_data()` gives where there is such a method."""
-    from tqdm import tqdm
-
     load = getattr(data_loader, "load_data", None)
-    return iter(tqdm(data_loader if load is None else load(), desc=name, disable=None))
+    batches = data_loader if load is None else load()
+    with progress(name, total=length_hint(batches) or None, unit="batch") as bar:
+        for batch in batches:
+            yield batch
+            bar.update()
 
 
 def _flat(values: Any) -> Array:

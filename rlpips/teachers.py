@@ -18,6 +18,7 @@ from rlpips.errors import DatasetError
 from rlpips.files import write_atomically
 from rlpips.objectives import Metric, activated, distances
 from rlpips.processes import Processes
+from rlpips.progress import progress
 
 _BLOCK = 512  # triplets that are measured, and kept, together
 _LEAST = 1e-6  # distance below which the logarithm is cut off
@@ -57,8 +58,6 @@ def teach(
         DatasetError: a teacher gives no finite distance, or images differ in size.
         OSError: the folder cannot be written.
     """
-    from tqdm import tqdm
-
     folder.mkdir(parents=True, exist_ok=True)
     processes = Processes.current()
     count = len(data)  # type: ignore[arg-type]
@@ -68,8 +67,7 @@ def teach(
         what = json.dumps([name, metric_digest(metric), precision, count, description], sort_keys=True)
         key = hashlib.sha256(what.encode()).hexdigest()[:12]
         paths = [folder / f"{key}-{rows.start:08d}-{len(rows)}.npy" for rows in blocks]
-        hidden = None if processes.rank == 0 else True
-        with tqdm(desc=f"teacher {name}", total=count, unit="triplet", disable=hidden) as bar:
+        with progress(f"teacher {name}", total=count, unit="triplet", hidden=processes.rank > 0) as bar:
             for number, (path, rows) in enumerate(zip(paths, blocks, strict=True)):
                 if number % processes.count == processes.rank and not path.exists():
                     some = Subset(data, rows)

@@ -29,6 +29,7 @@ from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
 from rlpips.objectives import Metric, distances
 from rlpips.processes import Processes
+from rlpips.progress import progress
 from rlpips.recipes import Recipe
 from rlpips.runs import RunFolder
 from rlpips.samples import save_attacked_triplets
@@ -329,8 +330,6 @@ def _climb(
     device: torch.device,
 ) -> None:
     """Take the steps that are left."""
-    from tqdm import tqdm
-
     processes = Processes.current()
     first = processes.rank == 0
     per_epoch = len(data) // recipe.batch  # type: ignore[arg-type]
@@ -342,12 +341,12 @@ def _climb(
     saved_at = time.monotonic()
     sums: dict[str, Tensor] = {}
     summed = 0
-    with tqdm(
-        desc=run.path.name,
+    with progress(
+        run.path.name,
         total=per_epoch * recipe.total_epochs * recipe.batch,
         initial=state.step * recipe.batch,
         unit="triplet",
-        disable=None if first else True,
+        hidden=not first,
     ) as bar:
         for batch in _batches(recipe, data, state.step, per_epoch, settings.workers, processes):
             factor = rate(recipe, state.step, per_epoch)

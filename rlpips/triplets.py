@@ -38,6 +38,7 @@ from rlpips.errors import DatasetError, ImageError
 from rlpips.files import write_atomically
 from rlpips.images import load_image, to_png, to_tensor
 from rlpips.panel import METRICS, PANEL, Metric, check_panel, votes
+from rlpips.progress import progress
 
 _PARTS = ("ref", "p0", "p1", "judge")
 _RECIPE = 2  # to be raised by a change that gives other triplets for the same settings
@@ -348,8 +349,6 @@ def _brief(value: Any) -> str:
 
 def _make(job: _Job, folder: Path, record: _Record, count: int, workers: int) -> TripletsMade:
     """Make what a subset lacks."""
-    from tqdm import tqdm
-
     present = set.intersection(
         *({path.stem for path in (folder / part).iterdir() if path.suffix == suffix}
           for part, suffix in zip(_PARTS, (".png", ".png", ".png", ".npy"), strict=True))
@@ -364,9 +363,7 @@ def _make(job: _Job, folder: Path, record: _Record, count: int, workers: int) ->
 
     with (
         contextlib.closing(_Crew(job, workers)) as crew,
-        tqdm(
-            desc=folder.name, total=count, initial=count - len(missing), unit="triplet", disable=None
-        ) as bar,
+        progress(folder.name, total=count, initial=count - len(missing), unit="triplet") as bar,
     ):
         # What was kept before needs no panel any more; all that is missing is known without one.
         known = [i for i in missing if not job.panel or i < len(record.kept)]
