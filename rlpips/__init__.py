@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DatasetError,
         ImageError,
         MissingExtraError,
+        UndefinedDistanceError,
         WeightsUnavailableError,
     )
     from rlpips.evaluation import score_2afc_dataset, score_jnd_dataset
@@ -56,7 +57,8 @@ _SOURCES = {
     ),
     "datasets": ("JND", "TwoAFC"),
     "errors": (
-        "CheckpointError", "DatasetError", "ImageError", "MissingExtraError", "WeightsUnavailableError",
+        "CheckpointError", "DatasetError", "ImageError", "MissingExtraError",
+        "UndefinedDistanceError", "WeightsUnavailableError",
     ),
     "evaluation": ("score_2afc_dataset", "score_jnd_dataset"),
     "export": ("export_metric",),
@@ -88,6 +90,7 @@ __all__ = [
     "ScalingLayer",
     "Trainer",
     "TwoAFC",
+    "UndefinedDistanceError",
     "WeightsEntry",
     "WeightsUnavailableError",
     "__version__",

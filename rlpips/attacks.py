@@ -9,7 +9,6 @@ its own, so results do not depend on how images are put into batches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -17,7 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from rlpips.objectives import Metric, Objective, RankFlip, SemanticSimilarity
+from rlpips.errors import UndefinedDistanceError
+from rlpips.objectives import Metric, Objective, RankFlip, SemanticSimilarity, name_of
 
 Norm = Literal["linf", "l2"]
 
@@ -91,6 +91,7 @@ class _Record:
         self.best = x.clone()
         with torch.no_grad():
             self.value = objective(x, torch.arange(len(x), device=x.device)).detach()
+        self.undefined = self.value.isnan()  # images for which some value was NaN, which is finished, too
 
     def unfinished(self) -> Tensor:
         """Return the numbers of the images that are not finished."""
@@ -98,6 +99,7 @@ class _Record:
 
     def add(self, candidate: Tensor, value: Tensor, index: Tensor) -> Tensor:
         """Take note of candidates; return a mask of those whose images are not finished."""
+        self.undefined[index] |= value.isnan()
         better = value > self.value[index]
         self.best[index[better]] = candidate[better].detach()
         self.value[index[better]] = value[better].detach()
@@ -126,6 +128,10 @@ class Attack:
             raise ValueError(f"eps={self.eps} must be finite and at least 0")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
+        for name in ("step_size", "momentum", "smoothness"):
+            value: float | None = getattr(self, name, None)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value} must be finite and at least 0")
 
     def __call__(self, objective: Objective, x: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
         """Search, from images `x`, for images on which the objective is large.
@@ -140,14 +146,23 @@ class Attack:
             Images of the same shape and dtype, within the budget around `x` and within `bounds`.
 
         Raises:
+            UndefinedDistanceError: the objective was NaN for some image, which the error numbers.
             ValueError: `x` is not within `bounds`.
         """
         if x.numel() and not (x.min() >= self.bounds[0] and x.max() <= self.bounds[1]):
             raise ValueError(f"images must lie in {list(self.bounds)}, got [{x.min():.4g}, {x.max():.4g}]")
         start = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         record = _Record(objective, start)
-        streams = _Streams(self.seed, range(len(x)) if numbers is None else numbers)
-        self._search(objective, start, record, streams)
+        numbers = range(len(x)) if numbers is None else numbers
+        self._search(objective, start, record, _Streams(self.seed, numbers))
+        undefined = record.undefined.nonzero().flatten().tolist()  # looked at once, so that no step waits
+        if undefined:
+            number = numbers[undefined[0]]
+            raise UndefinedDistanceError(
+                f"{name_of(getattr(objective, 'metric', objective))} gives NaN for image {number}; "
+                "an attack on it says nothing",
+                number,
+            )
         return record.best.to(x.dtype)
 
     @property
@@ -438,11 +453,14 @@ class StAdv(Attack):
         return moved.reshape(images.shape).clamp(*self.bounds)
 
 
+_MOST = 1e6  # of a budget, of steps and of restarts in text; more is a slip
+
+
 def parse_attack(text: str, *, seed: int = 0) -> Attack:
     """Read an attack from text, `NAME:EPS:STEPS` or `NAME:EPS:STEPS:RESTARTS`.
 
     NAME is 'linf' or 'l2' (PGD), 'apgd-linf', 'apgd-l2', 'ssa' (in l-inf) or 'stadv'; EPS a number or a
-    fraction, on the [0, 1] scale, in pixels for 'stadv'.
+    fraction, on the [0, 1] scale, in pixels for 'stadv', at most 1e6; STEPS and RESTARTS at most 1e6.
 
     Raises:
         ValueError: the text is none of that.
@@ -451,13 +469,19 @@ def parse_attack(text: str, *, seed: int = 0) -> Attack:
     50
     """
     name, *numbers = text.split(":")
+    brief = repr(text if len(text) <= 60 else f"{text[:57]}...")
     try:
-        eps, steps = float(Fraction(numbers[0])), int(numbers[1])
+        above, _, below = numbers[0].partition("/")
+        eps, steps = float(above) / float(below or 1), int(numbers[1])
         restarts = int(numbers[2]) if len(numbers) > 2 else 1
     except (ValueError, IndexError, ZeroDivisionError):
         eps, steps, restarts = 0.0, 0, 0
-    if not steps or len(numbers) > (2 if name == "stadv" else 3):
-        raise ValueError(f"{text!r} is not an attack; write NAME:EPS:STEPS[:RESTARTS], such as linf:4/255:50")
+    if not steps or len(numbers) > (2 if name == "stadv" else 3) or numbers[0].endswith("/"):
+        raise ValueError(f"{brief} is not an attack; write NAME:EPS:STEPS[:RESTARTS], such as linf:4/255:50")
+    if not (0 <= eps <= _MOST and steps <= _MOST and restarts <= _MOST):
+        raise ValueError(
+            f"{brief} is not an attack; EPS must lie in 0 ... 1e6, STEPS and RESTARTS must be at most 1e6"
+        )
     if name in ("linf", "l2"):
         return PGD("linf" if name == "linf" else "l2", eps, steps, restarts=restarts, seed=seed)
     if name in ("apgd-linf", "apgd-l2"):
@@ -467,7 +491,7 @@ def parse_attack(text: str, *, seed: int = 0) -> Attack:
         return SSA("linf", eps, steps, restarts=restarts, seed=seed)
     if name == "stadv":
         return StAdv(eps, steps, seed=seed)
-    raise ValueError(f"{text!r}: {name!r} is no attack; choose linf, l2, apgd-linf, apgd-l2, ssa or stadv")
+    raise ValueError(f"{brief} is no attack that is known; choose linf, l2, apgd-linf, apgd-l2, ssa or stadv")
 
 
 class TripletClassifier(nn.Module):

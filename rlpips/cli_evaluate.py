@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlpips.cli_judged import Judged, report_judged
 from rlpips.cli_parts import (
+    UNDEFINED,
     check,
     columns,
     load_metric,
@@ -23,7 +24,7 @@ from rlpips.files import files
 if TYPE_CHECKING:
     import torch
 
-    from rlpips.evaluation import Array, Score
+    from rlpips.evaluation import Array
     from rlpips.examples import Image
     from rlpips.objectives import Metric
     from rlpips.robustness import RobustnessReport
@@ -172,7 +173,7 @@ def _seed(text: str) -> int:
 def _two_afc(options: argparse.Namespace) -> int:
     from rlpips.attacks import parse_attack
     from rlpips.datasets import TwoAFC
-    from rlpips.evaluation import accuracy, bootstrap, margin, mean_of, measure_2afc, two_afc_score
+    from rlpips.evaluation import accuracy, margin, mean_of, measure_2afc, two_afc_score
     from rlpips.examples import Worst, difference
     from rlpips.plots import margins
     from rlpips.processes import Processes
@@ -199,12 +200,6 @@ def _two_afc(options: argparse.Namespace) -> int:
         )
         return Measured({"d0": d0, "d1": d1, "judge": judge}, worst.images(Processes.current()))
 
-    def scores(columns: "Sequence[Array]") -> "dict[str, Score]":
-        return {
-            "2AFC": bootstrap(mean_of(two_afc_score), *columns, seed=options.seed),
-            "accuracy": bootstrap(mean_of(accuracy), *columns, seed=options.seed),
-        }
-
     def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":
         images = {"ref": item["ref"].numpy(), "x0": item["p0"].numpy(), "x1": item["p1"].numpy()}
         row = list(images.values())
@@ -217,7 +212,7 @@ def _two_afc(options: argparse.Namespace) -> int:
     report = Judged(
         columns=("d0", "d1", "judge"),
         measure=measure,
-        scores=scores,
+        statistics={"2AFC": mean_of(two_afc_score), "accuracy": mean_of(accuracy)},
         badness=lambda d0, d1, judge: -margin(d0, d1, judge),
         picture=picture,
         draw=margins,
@@ -227,7 +222,7 @@ def _two_afc(options: argparse.Namespace) -> int:
 
 def _jnd(options: argparse.Namespace) -> int:
     from rlpips.datasets import JND
-    from rlpips.evaluation import bootstrap, disagreement, jnd_score, measure_jnd
+    from rlpips.evaluation import disagreement, jnd_score, measure_jnd
     from rlpips.examples import difference
     from rlpips.plots import agreement
     from rlpips.reports import Measured
@@ -238,9 +233,6 @@ def _jnd(options: argparse.Namespace) -> int:
         d, same = measure_jnd(metric, dataset, device=device, progress=progress, **sizes)
         return Measured({"d": d, "same": same})
 
-    def scores(columns: "Sequence[Array]") -> "dict[str, Score]":
-        return {"mAP": bootstrap(jnd_score, *columns, seed=options.seed)}
-
     def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":  # noqa: ARG001
         p0, p1 = item["p0"].numpy(), item["p1"].numpy()
         return [p0, p1, difference(p0, p1)]
@@ -248,7 +240,7 @@ def _jnd(options: argparse.Namespace) -> int:
     def draw(judged: "dict[str, dict[str, Sequence[Array]]]", path: Path) -> None:
         agreement({metric: (d, same) for metric, cases in judged.items() for d, same in cases.values()}, path)
 
-    report = Judged(("d", "same"), measure, scores, disagreement, picture, draw)
+    report = Judged(("d", "same"), measure, {"mAP": jnd_score}, disagreement, picture, draw)
     return report_judged(options, JND(options.data, options.subsets), [("none", "-")], report)
 
 
@@ -286,17 +278,21 @@ def _robustness(options: argparse.Namespace) -> int:
             progress=tell_progress,
         )
     if processes.rank == 0:
-        print(_robustness_table(report))
-        if options.output is not None:
-            document = report.to_json()
-            document["settings"] |= settings(options)
-            write_json(options.output, document)
+        try:
+            if options.output is not None:
+                document = report.to_json()
+                document["settings"] |= settings(options)
+                write_json(options.output, document)
+        finally:
+            print(_robustness_table(report))
         if options.plot is not None:
             histograms(report, options.plot)
         parts.remove()
         for path, problem in report.skipped.items():
             tell(problem, f"{path}:")
-    return 1 if report.skipped else 0
+        for problem in report.undefined.values():
+            tell(problem)
+    return 1 if report.skipped or report.undefined else 0
 
 
 def _robustness_table(report: "RobustnessReport") -> str:
@@ -304,12 +300,15 @@ def _robustness_table(report: "RobustnessReport") -> str:
     import numpy as np
 
     def medians(by_metric: dict[str, Any]) -> list[str]:
-        return [f"{np.median(by_metric[metric]):.4f}" for metric in report.metrics]
+        return [cell(np.median(by_metric[metric]), 4) for metric in report.metrics]
+
+    def cell(value: float, digits: int) -> str:
+        return UNDEFINED if np.isnan(value) else f"{value:.{digits}f}"
 
     ordinary = {metric: report.ordinary(metric) for metric in report.metrics}
     rows = [["attacked", "attack", *report.metrics, "inflation"]]
     for (source, attack), by_metric in report.attacked.items():
-        rows.append([source, attack, *medians(by_metric), f"{report.inflation(source, attack):.3f}"])
+        rows.append([source, attack, *medians(by_metric), cell(report.inflation(source, attack), 3)])
     rows.append(["-", "augmentations", *medians(report.augmented), ""])
     rows.append(["-", "distortions", *medians(ordinary), ""])
     count = len(report.images)

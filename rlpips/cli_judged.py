@@ -1,13 +1,14 @@
 """Reports on people's judgements: measure metrics in each case on each subset, print, write, draw, show."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpips.cli_parts import check, columns, load_metric, settings, write_json
+from rlpips.cli_parts import UNDEFINED, check, columns, load_metric, settings, tell, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ class Judged:
     Attributes:
         columns: names of what is measured.
         measure: measures one metric in one task.
-        scores: makes scores of columns.
+        statistics: the scores' names, and what makes them of columns.
         badness: values examples, by their columns; the largest are the worst.
         picture: gives the images to show of an example, of the attacked image and what that replaces.
         draw: draws columns by metric and case to a file.
@@ -34,7 +35,7 @@ class Judged:
 
     columns: tuple[str, ...]
     measure: "Callable[[Metric, dict[str, str], torch.device, Callable[[int], Any]], Measured]"
-    scores: "Callable[[Sequence[Array]], dict[str, Score]]"
+    statistics: "Mapping[str, Callable[..., float]]"
     badness: "Callable[..., Array]"
     picture: "Callable[[Mapping[str, Any], Image | None, str], list[Image]]"
     draw: "Callable[[dict[str, dict[str, Sequence[Array]]], Path], Any]"
@@ -45,6 +46,7 @@ def report_judged(
 ) -> int:
     """Measure every metric on every subset in every case, and report."""
     check(options)
+    from rlpips.errors import UndefinedDistanceError
     from rlpips.processes import joined
     from rlpips.progress import progress
     from rlpips.reports import Parts
@@ -54,6 +56,7 @@ def report_judged(
         positions[dataset.subset_of(i)].append(i)
     positions = {subset: rows[: options.limit] for subset, rows in positions.items()}
     results: list[tuple[dict[str, str], Measured]] = []
+    undefined: list[tuple[dict[str, str], str]] = []
     digests = {}
     with joined(options.device) as (processes, device):
         parts = Parts(options.output, processes)
@@ -69,14 +72,17 @@ def report_judged(
                     run = {"digest": digests[label], "data": str(options.data.resolve()), "count": len(rows)}
                     key = {**task, **run, "seed": options.seed}
                     measure = partial(report.measure, metric, task, device, bar.update)
-                    results.append((task, parts.get(key, measure)))
+                    try:
+                        results.append((task, parts.get(key, measure)))
+                    except UndefinedDistanceError as error:  # of this metric; what others give is reported
+                        undefined.append((task, f"{label}: {error}"))
                     done += len(rows)
                     bar.update(done - bar.n)  # what other processes did, or an earlier run
         bar.close()
     if processes.rank == 0:
-        _print_scores(options, report, results, digests)
+        _print_scores(options, report, results, undefined, digests)
         pooled = _pool(results, positions)
-        if options.plot is not None:
+        if options.plot is not None and pooled:
             drawn: dict[str, dict[str, Sequence[Array]]] = {
                 metric: {
                     case: [each.columns[name] for name in report.columns] for case, (each, _, _) in by.items()
@@ -87,33 +93,50 @@ def report_judged(
         if options.save_images is not None:
             _save_worst(options.save_images, report, dataset, pooled)
         parts.remove()
-    return 0
+        for _, problem in undefined:
+            tell(problem)
+    return 1 if undefined else 0
 
 
 def _print_scores(
     options: argparse.Namespace,
     report: Judged,
     results: "list[tuple[dict[str, str], Measured]]",
+    undefined: list[tuple[dict[str, str], str]],
     digests: dict[str, str | None],
 ) -> None:
-    """Print the table, and write the JSON where it was asked for."""
+    """Write the JSON where it was asked for, and print the table, which no failure to write keeps back."""
+    from rlpips.evaluation import bootstrap
     from rlpips.reports import header
 
-    rows: list[list[str]] = []
-    records = []
+    names = ("metric", "subset", "attack", "perturb")
+    rows = [[*names, *(f"{name} [95 %]" for name in report.statistics), "examples"]]
+    records: list[dict[str, Any]] = []
     for task, measured in results:
-        scored = report.scores(list(measured.columns.values()))
-        if not rows:
-            rows.append([*task, *(f"{name} [95 %]" for name in scored), "examples"])
-        cells = [f"{s.value:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scored.values()]
-        count = len(measured.columns[report.columns[0]])
-        rows.append([*task.values(), *cells, str(count)])
-        values = {name: column.tolist() for name, column in measured.columns.items()}
+        each = measured.columns
+        scored = {
+            name: bootstrap(statistic, *each.values(), seed=options.seed)
+            for name, statistic in report.statistics.items()
+        }
+        cells = [_cell(score) for score in scored.values()]
+        rows.append([*task.values(), *cells, str(len(each[report.columns[0]]))])
+        values = {name: column.tolist() for name, column in each.items()}
         records.append({**task, **{name: vars(score) for name, score in scored.items()}, **values})
-    print("\n".join(columns(rows)))
-    if options.output is not None:
-        document = {**header(options.seed, digests, settings(options)), "results": records}
-        write_json(options.output, document)
+    for task, problem in undefined:
+        rows.append([*task.values(), *[UNDEFINED for _ in report.statistics], "-"])
+        records.append({**task, **dict.fromkeys(report.statistics), "problem": problem})
+    try:
+        if options.output is not None:
+            document = {**header(options.seed, digests, settings(options)), "results": records}
+            write_json(options.output, document)
+    finally:
+        print("\n".join(columns(rows)))
+
+
+def _cell(score: "Score") -> str:
+    if math.isnan(score.value):
+        return UNDEFINED
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
 def _pool(

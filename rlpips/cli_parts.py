@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rlpips.objectives import Metric
 
 
+UNDEFINED = "not defined"  # in tables, for what is null in JSON
+
+
 def positive(text: str) -> int:
     """Read a positive whole number."""
     number = int(text)
@@ -149,19 +152,41 @@ def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None
 
     head, colon, tail = text.partition(":")
     metric: Any
-    if colon and head in ARCHITECTURES:
+    if colon and head in (*ARCHITECTURES, "vgg16"):
         metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
-    elif colon and not Path(text).exists():
-        sys.path.insert(0, str(Path.cwd()))  # where people keep modules of their own
-        try:
-            metric = getattr(importlib.import_module(head), tail)()
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{text!r} names no metric: {error}") from error
+    elif colon and all(name.isidentifier() for name in (*head.split("."), tail)) and not Path(text).exists():
+        metric = _call_factory(text, head, tail)
     else:
         metric = rlpips.LPIPS(weights=text, check_range=False)
     if isinstance(metric, torch.nn.Module):
         metric = metric.eval().requires_grad_(False).to(device)
     return metric, metric_digest(metric)
+
+
+def _call_factory(text: str, module: str, function: str) -> Any:
+    """Call the function of a module that returns a metric, of the working folder if nowhere else.
+
+    Raises:
+        ValueError: there is no such function, or it fails.
+    """
+    folder = str(Path.cwd())  # where people keep modules of their own
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        factory = getattr(importlib.import_module(module), function, None)
+        metric = None if factory is None else factory()
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{text!r} names no metric: {reason}") from error
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+    if factory is None:
+        raise ValueError(f"{text!r} names no metric: {module} has no {function}")
+    if not callable(metric):
+        raise ValueError(f"{text!r} names no metric: it returned {metric!r:.60}, which cannot be called")  # noqa: TRY004
+    return metric
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,5 +197,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a report, as strict JSON."""
-    write_output(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    """Write a report, as strict JSON, with null for what is not defined."""
+    from rlpips.reports import defined
+
+    write_output(path, json.dumps(defined(document), indent=1, allow_nan=False) + "\n")

@@ -17,6 +17,21 @@ class DatasetError(ValueError):
     """A data set's folder, file or archive is not what its layout demands."""
 
 
+class UndefinedDistanceError(ValueError):
+    """A metric gives NaN for an image, which is no distance.
+
+    Attributes:
+        number: the image's position, in its batch or in the data set.
+    """
+
+    def __init__(self, message: str, number: int = -1) -> None:
+        super().__init__(message, number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class MissingExtraError(ImportError):
     """A function needs a package that an optional extra installs."""
 

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlpips.attacks import Attack
+from rlpips.attacks import SSA, Attack
 from rlpips.compat import voc_ap
 from rlpips.datasets import JND, TwoAFC
-from rlpips.errors import DatasetError
+from rlpips.errors import DatasetError, UndefinedDistanceError
 from rlpips.examples import Worst
-from rlpips.objectives import Metric, RankFlip, distances
+from rlpips.images import resize
+from rlpips.objectives import Metric, RankFlip, distances, name_of
 from rlpips.processes import Processes
 from rlpips.progress import progress
 
@@ -45,9 +46,9 @@ def two_afc_score(d0: Array, d1: Array, judge: Array) -> Array:
         judge: share of judges who chose the second image.
 
     Returns:
-        `(N,)`, in [0, 1]; one half where the distances are equal.
+        `(N,)`, in [0, 1]; one half where the distances are equal, NaN where one of them is.
     """
-    return np.select([d0 < d1, d1 < d0], [1 - judge, judge], 0.5)
+    return np.select([d0 < d1, d1 < d0, d0 == d1], [1 - judge, judge, 0.5 + 0 * judge], np.nan)
 
 
 def accuracy(d0: Array, d1: Array, judge: Array) -> Array:
@@ -80,11 +81,15 @@ def jnd_score(d: Array, same: Array) -> float:
     Args:
         d: distances, `(N,)`.
         same: share of people who saw no difference.
+
+    Returns:
+        The score; NaN where nobody saw a pair as the same, or a number is NaN.
     """
+    if not np.sum(same) > 0 or np.isnan(d).any():
+        return float("nan")
     order = np.argsort(d, kind="stable")
     hits, misses = np.cumsum(same[order]), np.cumsum(1 - same[order])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return voc_ap(hits / hits[-1], hits / (hits + misses))
+    return voc_ap(hits / hits[-1], hits / (hits + misses))
 
 
 def disagreement(d: Array, same: Array) -> Array:
@@ -105,12 +110,16 @@ def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, d
         columns: the examples.
         seed: of the draws.
         draws: how many.
+
+    Returns:
+        The score; its interval is that of the draws for which the statistic is not NaN.
     """
     count = len(columns[0])
     rng = np.random.default_rng(seed)
     picks = (rng.integers(0, count, count) for _ in range(draws))
     estimates = [statistic(*(column[pick] for column in columns)) for pick in picks]
-    low, high = np.nanquantile(estimates, [0.025, 0.975])
+    known = [estimate for estimate in estimates if not np.isnan(estimate)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
     return Score(float(statistic(*columns)), float(low), float(high), count)
 
 
@@ -119,6 +128,10 @@ def _stack(examples: Sequence[Mapping[str, Any]], key: str, device: torch.device
     if len(shapes) > 1:
         raise DatasetError(f"the images differ in size, {sorted(shapes)}; measure them with --batch-size 1")
     return torch.stack([example[key] for example in examples]).to(device)
+
+
+def _undefined(metric: Metric, dataset: TwoAFC | JND, row: int) -> UndefinedDistanceError:
+    return UndefinedDistanceError(f"{name_of(metric)} gives NaN for {dataset.name_of(row)}", row)
 
 
 def measure_2afc(
@@ -135,7 +148,8 @@ def measure_2afc(
 ) -> tuple[Array, Array, Array]:
     """Measure the triplets of a data set, after an attack if one is given.
 
-    Every triplet's result depends on that triplet alone (and with `SSA` on the reference of the next one).
+    Every triplet's result depends on that triplet alone (and with `SSA` on the reference of the next one,
+    which is brought to the size of this one's).
 
     Args:
         metric: the metric, on `device`; the attack is on this metric.
@@ -154,10 +168,11 @@ def measure_2afc(
     Raises:
         DatasetError: a judgement cannot be read, or images of one batch differ in size.
         ImageError: an image cannot be read.
+        UndefinedDistanceError: the metric gives NaN for an image, which the error names.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     processes = Processes.current()
-    own = {}
+    own: dict[int, Any] = {}
     for number, rows in processes.batches(count, batch_size):
         examples = [dataset[i] for i in rows]
         ref, x0, x1, judge = (_stack(examples, key, device) for key in ("ref", "p0", "p1", "judge"))
@@ -165,13 +180,25 @@ def measure_2afc(
             with torch.no_grad():
                 d0, d1 = (distances(metric, each, ref) for each in (x0, x1))
         else:
-            following = dataset[(rows[-1] + 1) % count]["ref"].to(device)
-            other = torch.cat([ref[1:], following[None]])
+            other = None
+            if isinstance(attack, SSA):
+                following = dataset[(rows[-1] + 1) % count]["ref"].to(device)[None]
+                if following.shape != ref[-1:].shape:
+                    following = resize(following, (ref.shape[-2], ref.shape[-1]))
+                other = torch.cat([ref[1:], following])
             objective = RankFlip(metric, ref, x0, x1, judge, perturb, other)
-            attacked = attack(objective, objective.x, rows)
+            try:
+                attacked = attack(objective, objective.x, rows)
+            except UndefinedDistanceError as error:
+                own[number] = _undefined(metric, dataset, error.number)
+                break
             with torch.no_grad():
                 d0, d1 = objective.distances(attacked, torch.arange(len(rows), device=ref.device))
         own[number] = [each.flatten().double().cpu().numpy() for each in (d0, d1, judge)]
+        undefined = np.isnan(own[number][0] + own[number][1])
+        if undefined.any():
+            own[number] = _undefined(metric, dataset, rows[int(undefined.argmax())])
+            break
         if attack is not None and worst is not None:
             worst.add(rows, -margin(*own[number]), attacked)
         if progress is not None:
@@ -194,16 +221,25 @@ def measure_jnd(
 
     Returns:
         Distances and the shares of people who saw no difference, each `(N,)`, float64.
+
+    Raises:
+        DatasetError: an answer cannot be read, or images of one batch differ in size.
+        ImageError: an image cannot be read.
+        UndefinedDistanceError: the metric gives NaN for an image, which the error names.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     processes = Processes.current()
-    own = {}
+    own: dict[int, Any] = {}
     for number, rows in processes.batches(count, batch_size):
         examples = [dataset[i] for i in rows]
         p0, p1, same = (_stack(examples, key, device) for key in ("p0", "p1", "same"))
         with torch.no_grad():
             d = distances(metric, p0, p1)
         own[number] = [each.flatten().double().cpu().numpy() for each in (d, same)]
+        undefined = np.isnan(own[number][0])
+        if undefined.any():
+            own[number] = _undefined(metric, dataset, rows[int(undefined.argmax())])
+            break
         if progress is not None:
             progress(len(rows))
     d_all, same_all = (np.concatenate(column) for column in zip(*processes.gather(own), strict=True))
@@ -224,6 +260,13 @@ def _flat(values: Any) -> Array:
     return torch.as_tensor(values).detach().cpu().double().flatten().numpy()
 
 
+def _check_defined(func: Metric, distances: Array) -> None:
+    undefined = np.isnan(distances)
+    if undefined.any():
+        row = int(undefined.argmax())
+        raise UndefinedDistanceError(f"{name_of(func)} gives NaN for example {row} of the loader", row)
+
+
 def score_2afc_dataset(
     data_loader: Any, func: Callable[[Tensor, Tensor], Any], name: str = ""
 ) -> tuple[float, dict[str, Array]]:
@@ -236,12 +279,16 @@ def score_2afc_dataset(
 
     Returns:
         The score, and a dictionary of `d0s`, `d1s`, `gts` (judgements) and `scores`, each `(N,)`.
+
+    Raises:
+        UndefinedDistanceError: a distance is NaN; the error numbers the example.
     """
     rows = [
         (_flat(func(data["ref"], data["p0"])), _flat(func(data["ref"], data["p1"])), _flat(data["judge"]))
         for data in _loaded(data_loader, name)
     ]
     d0s, d1s, gts = (np.concatenate(column) for column in zip(*rows, strict=True))
+    _check_defined(func, d0s + d1s)
     scores = two_afc_score(d0s, d1s, gts)
     return float(np.mean(scores)), {"d0s": d0s, "d1s": d1s, "gts": gts, "scores": scores}
 
@@ -258,7 +305,11 @@ def score_jnd_dataset(
 
     Returns:
         The score, and a dictionary of `ds` and `sames`, each `(N,)`.
+
+    Raises:
+        UndefinedDistanceError: a distance is NaN; the error numbers the example.
     """
     rows = [(_flat(func(data["p0"], data["p1"])), _flat(data["same"])) for data in _loaded(data_loader, name)]
     ds, sames = (np.concatenate(column) for column in zip(*rows, strict=True))
+    _check_defined(func, ds)
     return jnd_score(ds, sames), {"ds": ds, "sames": sames}

@@ -29,6 +29,11 @@ class Objective:
         raise NotImplementedError
 
 
+def name_of(metric: Any) -> str:
+    """Return a metric's name for messages: that of the function or of the class."""
+    return str(getattr(metric, "__qualname__", type(metric).__qualname__))
+
+
 def activated(metric: Metric, images: Tensor) -> Any:
     """Run images through the backbone, if the metric can do that apart, to compare them often."""
     reference = getattr(metric, "reference", None)
@@ -61,7 +66,7 @@ class RankFlip(Objective):
         x0_is_right: mask of the triplets whose `x0` most people chose.
 
     Raises:
-        ValueError: `perturb` is none of these.
+        ValueError: `perturb` is none of these; a judgement is NaN.
     """
 
     goal = 0.0
@@ -78,6 +83,9 @@ class RankFlip(Objective):
     ) -> None:
         if perturb not in PERTURB:
             raise ValueError(f"perturb={perturb!r} is unknown; choose {', '.join(PERTURB)}")
+        undecided = judge.flatten().isnan()
+        if undecided.any():
+            raise ValueError(f"judge[{int(undecided.int().argmax())}] is NaN; give the share who chose x1")
         self.metric = metric
         self.perturb = perturb
         self.ref = ref

@@ -232,7 +232,8 @@ def nearest(
 
     Raises:
         TypeError: as from `embed`.
-        ValueError: as from `cdist`; `k` is not in 1 ... M.
+        ValueError: as from `cdist`; `k` is not in 1 ... M; a distance is not finite, as where a query or an
+            image of the gallery holds NaN.
     """
     first, second = _sides(metric, {"queries": queries, "gallery": gallery}, normalize, batch_size, memory)
     if not 1 <= k <= len(second):
@@ -240,12 +241,27 @@ def nearest(
     dtype = torch.promote_types(first.dtype, second.dtype)
     best = torch.full((len(first), k), math.inf, dtype=dtype, device=first.device)
     where = torch.full((len(first), k), -1, device=first.device)
+    sound = [torch.zeros(len(side), dtype=torch.bool, device=first.device) for side in (first, second)]
+    every = torch.ones((), dtype=torch.bool, device=first.device)
     for rows, columns, distances in _blocks(first, second, memory):
+        finite = distances.isfinite()
+        sound[0][rows] |= finite.any(dim=1)
+        sound[1][columns] |= finite.any(dim=0)
+        every &= finite.all()
         found, position = distances.topk(min(k, distances.shape[1]), largest=False)
         found = torch.cat([best[rows], found], dim=1)
         position = torch.cat([where[rows], position + columns.start], dim=1)
         best[rows], order = found.topk(k, largest=False)
         where[rows] = position.gather(1, order)
+    if not every:
+        for name, fine in zip(("queries", "gallery"), sound, strict=True):
+            if not fine.all():
+                raise ValueError(
+                    f"{name}[{int((~fine).int().argmax())}] is at no finite distance from anything"
+                )
+        raise ValueError(
+            "some distances of queries from the gallery are not finite: embeddings are too large"
+        )
     return best, where
 
 

@@ -35,12 +35,18 @@ class Processes:
                 yield number, range(start, min(start + batch_size, count))
 
     def gather(self, own: dict[int, Any]) -> list[Any]:
-        """Put together what all processes computed for their batches, in the order of batches."""
+        """Put together what all processes computed for their batches, in the order of batches.
+
+        An exception in the place of a result is raised, in every process.
+        """
         everyone: list[Any] = [own]
         if self.count > 1:
             everyone = [None] * self.count
             torch.distributed.all_gather_object(everyone, own)
         merged = {number: result for each in everyone for number, result in each.items()}
+        for number in sorted(merged):
+            if isinstance(merged[number], Exception):
+                raise merged[number]
         return [merged[number] for number in sorted(merged)]
 
     def first(self, compute: Callable[[], T]) -> T:

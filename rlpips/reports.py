@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import math
 import platform
-import shutil
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,33 @@ class Measured:
     images: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
+# The names of kept parts, and of what `write_atomically` leaves of one when it is killed.
+_OWN = re.compile(r"[0-9a-f]{16}\.npz|\.[0-9a-f]{16}\.npz\.\w+")
+
+
 class Parts:
     """What a run has measured, in a folder beside the report, until that is written.
 
     Only the first process reads and writes.
 
     Args:
-        output: the report's file; without one nothing is kept.
+        output: the report's file; without one, or where it is a device or a pipe, nothing is kept.
         processes: those that measure together.
+
+    Raises:
+        FileExistsError: a file has the folder's name.
     """
 
     def __init__(self, output: Path | None = None, processes: Processes | None = None) -> None:
-        self._folder = output.with_name(output.name + ".parts") if output else None
+        self._folder: Path | None = None
+        if output is not None and (output.is_file() or not output.exists()):
+            file = output.resolve()
+            self._folder = file.with_name(file.name + ".parts")
+            if self._folder.exists() and not self._folder.is_dir():
+                raise FileExistsError(
+                    f"{self._folder} is in the way: a folder of this name keeps what is measured until "
+                    f"{output} is written; move that file or write to another"
+                )
         self._processes = processes or Processes()
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
@@ -66,9 +83,14 @@ class Parts:
         return found
 
     def remove(self) -> None:
-        """Forget everything, once the report is written."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Forget everything, once the report is written; what else lies in the folder stays."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        with suppress(OSError):  # such as: the folder is not empty
+            for path in self._folder.iterdir():
+                if _OWN.fullmatch(path.name) and path.is_file():
+                    path.unlink()
+            self._folder.rmdir()
 
 
 def _read(path: Path) -> Measured | None:
@@ -89,6 +111,15 @@ def _write(path: Path, measured: Measured) -> None:
     np.savez(buffer, **arrays)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, buffer.getvalue())
+
+
+def defined(value: Any) -> Any:
+    """Return a document of dicts, lists and numbers with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: defined(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [defined(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def header(seed: int, digests: Mapping[str, str | None], settings: Mapping[str, Any]) -> dict[str, Any]:

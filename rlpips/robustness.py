@@ -13,7 +13,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor
 from rlpips.attacks import SSA, Attack
 from rlpips.checkpoints import metric_digest
 from rlpips.distortions import DISTORTIONS
-from rlpips.errors import ImageError, MissingExtraError
+from rlpips.errors import ImageError, MissingExtraError, UndefinedDistanceError
 from rlpips.examples import Worst, difference, file_names, save_side_by_side
 from rlpips.images import load_image, to_tensor
 from rlpips.objectives import Inflate, Metric, activated, distances
@@ -56,6 +56,8 @@ class RobustnessReport:
             augmentations, then one by the second.
         distorted: `distorted[metric][distortion]` are distances `(N,)`.
         worst: for each source and attack the images that were pushed farthest, with distances by the source.
+        undefined: for each metric that gave NaN, for which image first; such distances are NaN here, and so
+            are all to an attacked version that was not found because of it.
     """
 
     images: list[str]
@@ -68,6 +70,7 @@ class RobustnessReport:
     augmented: dict[str, Distances]
     distorted: dict[str, dict[str, Distances]]
     worst: dict[tuple[str, str], list[tuple[str, float]]]
+    undefined: dict[str, str] = field(default_factory=dict)
 
     def ordinary(self, metric: str) -> Distances:
         """Return the distances of all ordinary distortions together."""
@@ -83,7 +86,7 @@ class RobustnessReport:
         """
         attacked = float(np.median(self.attacked[source or metric, attack][metric]))
         ordinary = float(np.median(self.ordinary(metric)))
-        return attacked / ordinary if ordinary > 0 else math.inf
+        return math.inf if ordinary == 0 else attacked / ordinary
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as lists, dicts and numbers, for `json.dumps`; what is not finite is None."""
@@ -92,6 +95,7 @@ class RobustnessReport:
             **header(self.seed, self.metrics, settings),
             "images": self.images,
             "skipped": self.skipped,
+            "undefined": self.undefined,
             "metrics": {
                 metric: {
                     "ordinary_median": _number(np.median(self.ordinary(metric))),
@@ -204,6 +208,7 @@ def robustness(
         measuring.next()
         attacked[source, attack] = {metric: found.columns[f"attacked {metric}"] for metric in metrics}
         worst[source, attack] = found.images
+    undefined = _undefined(list(ordinary), beside, attacked, metrics, names)
     if save_images is not None and Processes.current().rank == 0:
         _save(save_images, worst, names, crops)
     return RobustnessReport(
@@ -222,7 +227,29 @@ def robustness(
             (source, attack): [(names[i], float(attacked[source, attack][source][i])) for i in found]
             for (source, attack), found in worst.items()
         },
+        undefined=undefined,
     )
+
+
+def _undefined(
+    changes: Sequence[str],
+    beside: Mapping[str, Distances],
+    attacked: Mapping[tuple[str, str], Mapping[str, Distances]],
+    metrics: Mapping[str, Metric],
+    names: Sequence[str],
+) -> dict[str, str]:
+    """Say of each metric that gave NaN for which image it first did."""
+    found: dict[str, str] = {}
+    for metric in metrics:
+        cases = {change: beside[f"{change} {metric}"] for change in changes}
+        for (source, attack), by_metric in attacked.items():
+            unfair = np.isnan(by_metric[source]) & (source != metric)  # there was no image to measure
+            cases[f"{attack} on {source}"] = np.where(unfair, 0, by_metric[metric])
+        for case, values in cases.items():
+            if np.isnan(values).any():
+                image = names[int(np.isnan(values).argmax())]
+                found.setdefault(metric, f"{metric} gives NaN for {image} ({case})")
+    return found
 
 
 # Makes changed versions of a batch of images `(N, 3, H, W)` in [-1, 1] with these positions.
@@ -317,11 +344,20 @@ def _batch(images: Sequence[Bytes], device: torch.device) -> Tensor:
 
 def _distances(metric: Metric, images: Tensor, anchor: Any) -> Distances:
     with torch.no_grad():
-        return distances(metric, images, anchor).double().cpu().numpy()
+        found = distances(metric, images, anchor)
+        nowhere = images.flatten(1).isnan().any(dim=1)  # whatever a metric says of images that are NaN
+        return found.masked_fill(nowhere, math.nan).double().cpu().numpy()
 
 
 def _attack(attack: Attack, metric: Metric, x: Tensor, numbers: range) -> Tensor:
-    return attack(Inflate(metric, x), x, numbers)
+    """Attack images together; if one has no distance, each alone, and return NaN for those that have none."""
+    try:
+        return attack(Inflate(metric, x), x, numbers)
+    except UndefinedDistanceError:
+        if len(x) == 1:
+            return torch.full_like(x, math.nan)
+        alone = [_attack(attack, metric, x[i : i + 1], numbers[i : i + 1]) for i in range(len(x))]
+        return torch.cat(alone)
 
 
 def _distort(distortion: str, crops: Sequence[Bytes], seed: int, x: Tensor, numbers: range) -> Tensor:

@@ -158,6 +158,38 @@ def test_an_image_is_finished_at_the_goal_of_inflation():
     assert low.mean() < high.mean()
 
 
+EVERY_ATTACK = [PGD("linf", EPS, 4), PGD("l2", 0.5, 4), APGD("linf", EPS, 4), StAdv(1.0, 4)]
+
+
+@pytest.mark.parametrize("attack", EVERY_ATTACK)
+@pytest.mark.parametrize("later", [False, True])
+def test_nan_is_an_error_that_names_metric_and_image(attack, later):
+    x = triplets(3)[0]
+    calls = []
+
+    def broken(a, b):
+        calls.append(len(a))
+        bad = (b - x[1]).abs().amax(dim=(1, 2, 3)) == 0
+        return plain(a, b).masked_fill(bad & torch.tensor(not later or len(calls) == 2), torch.nan)
+
+    with pytest.raises(rlpips.UndefinedDistanceError, match="broken gives NaN for image 11") as raised:
+        attack(Inflate(broken, x), x, range(10, 13))
+    assert raised.value.number == 11
+
+
+def test_nan_in_a_judgement_is_an_error():
+    objective = RankFlip(lambda a, b: plain(a, b) * torch.nan, *triplets(3))
+    with pytest.raises(rlpips.UndefinedDistanceError, match="<lambda> gives NaN for image 0"):
+        PGD("linf", EPS, 3)(objective, objective.x)
+
+
+def test_an_infinite_distance_breaks_a_judgement():
+    objective = RankFlip(lambda a, b: plain(a, b) / 0, *triplets(1)[:3], torch.tensor([0.0]), "x0")
+    objective._distance["x1"][:] = 1.0
+    found = PGD("linf", EPS, 3)(objective, objective.x)
+    assert torch.equal(found, objective.x)  # from the start
+
+
 def test_different_images_are_made_to_look_near():
     metric, _ = peers("alex")
     x, far = triplets(4)[0], triplets(4, seed=9)[0]
@@ -283,6 +315,12 @@ def test_half_images_stay_half():
         (lambda: APGD("linf", EPS, 0), "steps=0 must be at least 1"),
         (lambda: PGD("linf", EPS, 3, restarts=0), "restarts=0"),
         (lambda: StAdv(float("inf"), 3), "eps=inf must be finite"),
+        (lambda: PGD("linf", EPS, 3, step_size=float("nan")), "step_size=nan must be finite and at least 0"),
+        (lambda: APGD("linf", EPS, 3, step_size=-1), "step_size=-1 must be"),
+        (lambda: PGD("linf", EPS, 3, momentum=float("nan")), "momentum=nan must be"),
+        (lambda: StAdv(1, 3, step_size=float("inf")), "step_size=inf must be"),
+        (lambda: StAdv(1, 3, smoothness=float("nan")), "smoothness=nan must be"),
+        (lambda: RankFlip(plain, *triplets(3)[:3], torch.tensor([0, 1, float("nan")])), r"judge\[2\] is NaN"),
         (lambda: PGD("linf", EPS, 3)(Inflate(plain, torch.zeros(1, 3, 8, 8)), torch.full((1, 3, 8, 8), 1.5)),
          r"must lie in \[-1.0, 1.0\], got \[1.5, 1.5\]"),
     ],
@@ -312,11 +350,15 @@ def test_attacks_are_read_from_text(text, attack):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "linf", "linf:4/255", "linf:x:5", "linf:1/0:5", "linf:1:2:3:4", "l1:1:5", "stadv:1:5:2", "linf:1:0"],
-)
+    ["", "linf", "linf:4/255", "linf:x:5", "linf:1/0:5", "linf:1:2:3:4", "l1:1:5", "stadv:1:5:2", "linf:1:0",
+     "linf:1e999:3", "linf:1e99999999:3", "linf:nan:3", "linf:-1:3", "linf:inf/inf:3", "linf:1/:3", "linf:1/2/3:3",
+     "linf:1e38:3", "linf:1:9999999", "linf:1:3:9999999", f"linf:1:{'9' * 5000}", "linf\n:1:3"],
+)  # fmt: skip
 def test_text_that_is_no_attack_is_refused(text):
-    with pytest.raises(ValueError, match="is not an attack|is no attack|must be at least 1"):
+    with pytest.raises(ValueError, match="is not an attack|is no attack|must be at least 1") as raised:
         parse_attack(text)
+    assert len(str(raised.value)) < 200
+    assert "\n" not in str(raised.value)
 
 
 def passes(metric, run):

@@ -192,6 +192,44 @@ def test_images_of_several_sizes_need_batches_of_one(bapps, tmp_path):
     with pytest.raises(rlpips.DatasetError, match="differ in size.*--batch-size 1"):
         measure_2afc(metric, rlpips.TwoAFC(root))
     assert len(measure_2afc(metric, rlpips.TwoAFC(root), batch_size=1)[0]) == 11
+    for attack in (PGD("linf", EPS, 1), SSA("linf", EPS, 2)):
+        found = measure_2afc(metric, rlpips.TwoAFC(root), attack, batch_size=1)
+        alike = measure_2afc(metric, rlpips.TwoAFC(bapps), attack, batch_size=1)
+        np.testing.assert_array_equal(found[0][:2], alike[0][:2])  # the next of the third is of another size
+        assert np.isfinite(found[0]).all()
+
+
+@pytest.mark.parametrize("attack", [None, PGD("linf", EPS, 2)])
+def test_nan_is_an_error_that_names_metric_and_example(bapps, attack):
+    dataset = rlpips.TwoAFC(bapps)
+    third = dataset[2]["ref"]
+
+    def broken(a, b):
+        bad = (b == third).flatten(1).all(dim=1)
+        return (a - b).square().mean(dim=(1, 2, 3)).masked_fill(bad, torch.nan)
+
+    with pytest.raises(rlpips.UndefinedDistanceError, match="broken gives NaN for val/toy/000002"):
+        measure_2afc(broken, dataset, attack, batch_size=4)
+    with pytest.raises(rlpips.UndefinedDistanceError, match="<lambda> gives NaN for val/toy/000000"):
+        measure_jnd(lambda a, b: broken(a, b) * torch.nan, rlpips.JND(bapps))
+    with pytest.raises(rlpips.UndefinedDistanceError, match="gives NaN for example 2 of the loader"):
+        rlpips.score_2afc_dataset(Loader(dataset), lambda a, b: broken(b, a))
+    with pytest.raises(rlpips.UndefinedDistanceError, match="example 0 of the loader"):
+        rlpips.score_jnd_dataset(
+            Loader(rlpips.JND(bapps)), lambda a, b: (a - b).mean(dim=(1, 2, 3)) * torch.nan
+        )
+
+
+def test_scores_of_nan_are_nan():
+    nan, one, half = np.array([np.nan]), np.array([1.0]), np.array([0.5])
+    assert np.isnan(two_afc_score(nan, one, half)[0])
+    assert np.isnan(two_afc_score(one, nan, half)[0])
+    assert np.isnan(two_afc_score(one, one, nan)[0])
+    assert two_afc_score(one, one, np.array([0.2]))[0] == 0.5
+    assert np.isnan(jnd_score(np.array([0.1, 0.2]), np.zeros(2)))  # nobody saw a pair as the same
+    assert np.isnan(jnd_score(np.array([np.nan, 0.2]), np.ones(2)))
+    score = bootstrap(jnd_score, np.array([0.1, 0.2]), np.zeros(2), draws=10)
+    assert np.isnan([score.value, score.low, score.high]).all()
 
 
 def test_two_processes_give_the_numbers_of_one(bapps, tmp_path):

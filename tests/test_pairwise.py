@@ -308,3 +308,24 @@ def test_the_module_comes_with_the_package():
     code = "import rlpips; assert 'torch' not in __import__('sys').modules; print(rlpips.pairwise.embed.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "embed\n"
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(
+    ("query", "image", "message"),
+    [
+        (2, None, r"queries\[2\] is at no finite"),
+        (None, 1, r"gallery\[1\] is at no finite"),
+        (2, 1, r"queries\[2\]"),
+    ],
+)
+def test_nearest_refuses_what_has_no_distance(k, query, image, message):
+    queries, gallery = torch.rand(3, 8), torch.rand(4, 8)
+    if query is not None:
+        queries[query, 0] = torch.nan
+    if image is not None:
+        gallery[image, 0] = torch.inf
+    with pytest.raises(ValueError, match=message):
+        nearest(None, queries, gallery, k)
+    with pytest.raises(ValueError, match="not finite: embeddings are too large"):
+        nearest(None, torch.tensor([[1e30], [0.0]]), torch.tensor([[0.0], [1e30]]), 1)

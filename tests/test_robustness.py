@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +215,29 @@ def test_missing_torchvision_names_the_extra(folder, monkeypatch):
         robustness({"plain": plain}, [folder / "0.png"], ATTACKS)
 
 
+def test_nan_of_one_metric_is_told_and_leaves_the_others_their_numbers(folder):
+    third = rlpips.im2tensor(rlpips.load_image(folder / "2.png")[5:37, 9:41])
+
+    def broken(x, y):
+        return plain(x, y).masked_fill((y - third).abs().amax(dim=(1, 2, 3)) < 1e-5, torch.nan)
+
+    alone = report({"plain": plain}, folder)
+    for batch_size in (1, 5):
+        seen = report({"plain": plain, "broken": broken}, folder, batch_size=batch_size)
+        for attack in ATTACKS:
+            fine = seen.attacked["plain", attack]["plain"]
+            np.testing.assert_allclose(fine, alone.attacked["plain", attack]["plain"], rtol=1e-4)
+            for source, metric in (("plain", "broken"), ("broken", "broken"), ("broken", "plain")):
+                assert np.isnan(seen.attacked[source, attack][metric]).tolist() == [i == 2 for i in range(5)]
+            assert np.isnan(seen.inflation("broken", attack))
+            assert seen.inflation("plain", attack) == pytest.approx(
+                alone.inflation("plain", attack), rel=1e-4
+            )
+        assert list(seen.undefined) == ["broken"]
+        assert seen.undefined["broken"].startswith("broken gives NaN for 2.png (")
+        json.dumps(seen.to_json(), allow_nan=False)
+
+
 # --- the command --------------------------------------------------------------------------------------------
 
 
@@ -361,15 +383,13 @@ def test_errors_are_one_line_and_end_with_1(folder, weights, capsys):
         assert len(err.splitlines()) == 1
 
 
-def test_help_is_quick_and_needs_no_torch():
+def test_help_needs_no_torch():
     code = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['numpy'] = sys.modules['PIL'] = sys.modules['matplotlib'] = None\n"
         "from rlpips.cli import main\n"
         "main(['evaluate', 'robustness', '--help'])\n"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: rlpips evaluate robustness")
-    assert time.perf_counter() - start < 2  # 0.1 s on a machine that does nothing else

@@ -37,11 +37,12 @@ def check_plot_file(path: str | PathLike[str] | None) -> None:
 
 
 def new_figure(width: float, height: float, **options: Any) -> "Figure":
-    """Make an empty figure of a size in inches."""
+    """Make an empty figure of a size in inches, which a notebook shows as a cell's last value."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), **options)
+    from rlpips.plots.shown import ShownFigure
+
+    figure = ShownFigure(figsize=(width, height), **options)
     FigureCanvasAgg(figure)
     return figure
 
