@@ -1,8 +1,11 @@
+import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import rlpips
 from rlpips.attacks import PGD
 from rlpips.cli import main
 from rlpips.evaluation import disagreement, jnd_score, margin, measure_2afc, measure_jnd, two_afc_score
+from rlpips.reports import Parts
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -111,6 +115,148 @@ def test_a_metric_of_ones_own_is_a_function_of_a_module(data, capsys, tmp_path, 
     status, _, err = run("2afc", "--data", data, "--weights", "mine:nothing", capsys=capsys)
     assert status == 1
     assert "'mine:nothing' names no metric" in err
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """A working folder of modules, which are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def test_modules_of_the_working_folder_come_last_and_only_for_factories(data, capsys, modules):
+    spy = "open('imported', 'a').write(__name__ + ' ')\ndef {}(): return lambda x, y: (x - y).square()\n"
+    for name in ("vgg16", "alex", "colorsys", "own_metric"):
+        (modules / f"{name}.py").write_text(spy.format("standard"))
+    path = list(sys.path)
+    sys.modules.pop("colorsys", None)
+    for text, found in (
+        ("vgg16:standard", ""),
+        ("alex:nothing", ""),
+        ("colorsys:standard", "has no standard"),
+    ):
+        status, _, err = run("2afc", "--data", data, "--weights", text, capsys=capsys)
+        assert status == 1
+        assert found in err
+        assert not (modules / "imported").exists()
+        assert sys.path == path
+    assert run("2afc", "--data", data, "--weights", "own_metric:standard", capsys=capsys)[0] == 0
+    assert (modules / "imported").read_text() == "own_metric "
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def make():\n    raise RuntimeError('no\\nluck')", "RuntimeError: no luck"),
+        ("def make():\n    return {}.missing", "AttributeError: 'dict' object has no attribute 'missing'"),
+        ("def make():\n    return None", "it returned None, which cannot be called"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
+        ("make = 5", "TypeError: 'int' object is not callable"),
+        ("def make(", "SyntaxError"),
+    ],
+)
+def test_a_factory_that_fails_is_named_in_one_line(data, capsys, modules, code, message):
+    (modules / "failing_metric.py").write_text(code)
+    status, out, err = run("2afc", "--data", data, "--weights", "failing_metric:make", capsys=capsys)
+    assert (status, out) == (1, "")
+    assert err.startswith("rlpips: error: 'failing_metric:make' names no metric: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_metric_that_gives_nan_leaves_the_others_their_report(data, capsys, modules):
+    (modules / "nan_metric.py").write_text(
+        "def fine(): return lambda x, y: (x - y).square().mean(dim=(1, 2, 3))\n"
+        "def broken(): return lambda x, y: (x - y).square().mean(dim=(1, 2, 3)) * float('nan')\n"
+    )
+    status, out, err = run(
+        "2afc", "--data", data, "--weights", "nan_metric:broken", "nan_metric:fine", "--subsets", "val/one",
+        "--attack", "linf:4/255:1", "-o", "r.json", "--plot", "p.png", "--save-images", "worst", capsys=capsys,
+    )  # fmt: skip
+    assert status == 1
+    assert err.splitlines() == [
+        "rlpips: nan_metric:broken: broken.<locals>.<lambda> gives NaN for val/one/0",
+        "rlpips: nan_metric:broken: broken.<locals>.<lambda> gives NaN for val/one/0",
+    ]
+    assert out.count("not defined") == 4
+    results = json.loads((modules / "r.json").read_text())["results"]
+    by_metric = {
+        name: [r for r in results if r["metric"] == f"nan_metric:{name}"] for name in ("fine", "broken")
+    }
+    assert all(len(record["d0"]) == 7 for record in by_metric["fine"])
+    assert [record["2AFC"] for record in by_metric["broken"]] == [None, None]
+    assert (modules / "p.png").exists()
+    assert not (modules / "r.json.parts").exists()
+    status, out, err = run(
+        "robustness", "--images", data / "2afc" / "val" / "one" / "ref", "--weights", "nan_metric:broken",
+        "nan_metric:fine", "--size", 32, "--attack", "linf:4/255:1", "-o", "s.json", "--limit", 2, capsys=capsys,
+    )  # fmt: skip
+    assert status == 1
+    assert err.startswith("rlpips: nan_metric:broken gives NaN for 0.png (")
+    assert len(err.splitlines()) == 1
+    assert "not defined" in out
+    report = json.loads((modules / "s.json").read_text())
+    assert report["metrics"]["nan_metric:broken"]["ordinary_median"] is None
+    assert report["metrics"]["nan_metric:fine"]["ordinary_median"] > 0
+
+
+def test_a_score_that_is_not_defined_is_null_and_the_report_is_kept(data, capsys, weights, tmp_path):
+    shutil.copytree(data / "jnd", tmp_path / "jnd")
+    for path in (tmp_path / "jnd").rglob("*.npy"):
+        np.save(path, np.array([0.0]))  # nobody saw a pair as the same
+    output = tmp_path / "r.json"
+    status, out, err = run("jnd", "--data", tmp_path, "--weights", weights, "-o", output, capsys=capsys)
+    assert (status, err) == (0, "")
+    assert "not defined" in out
+    (record,) = json.loads(output.read_text())["results"]
+    assert record["mAP"] == {"value": None, "low": None, "high": None, "count": 6}
+    assert len(record["d"]) == 6
+
+
+def test_the_table_is_printed_where_the_file_cannot_be_written(data, capsys, weights, tmp_path, monkeypatch):
+    def full(prefix, dir):
+        if prefix == ".r.json.":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return mkstemp(prefix=prefix, dir=dir)
+
+    mkstemp = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    status, out, err = run(
+        "jnd", "--data", data, "--weights", weights, "-o", tmp_path / "r.json", capsys=capsys
+    )
+    assert status == 1
+    assert "mAP" in out
+    assert "No space left" in err
+
+
+def test_what_lies_in_the_folder_of_parts_stays(data, capsys, weights, tmp_path):
+    parts = tmp_path / "r.json.parts"
+    (parts / "more").mkdir(parents=True)
+    (parts / "notes.txt").write_text("mine")
+    (parts / "results.npz").write_text("mine")
+    (parts / ".0123456789abcdef.npz.abc_1").write_text("left by a run that was killed")
+    arguments = ["jnd", "--data", data, "--weights", weights, "-o", tmp_path / "r.json"]
+    assert run(*arguments, capsys=capsys)[0] == 0
+    assert {path.name for path in parts.iterdir()} == {"more", "notes.txt", "results.npz"}
+    shutil.rmtree(parts)
+    parts.write_text("a file")
+    status, _, err = run(*arguments, capsys=capsys)
+    assert status == 1
+    assert "r.json.parts is in the way" in err
+    assert parts.read_text() == "a file"
+
+
+def test_no_parts_are_kept_beside_a_device_and_those_of_a_link_beside_its_file(tmp_path):
+    assert Parts(Path(os.devnull))._folder is None
+    (tmp_path / "real.json").write_text("")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "link.json").symlink_to(tmp_path / "real.json")
+    assert Parts(tmp_path / "sub" / "link.json")._folder == tmp_path.resolve() / "real.json.parts"
 
 
 COUNTING = (
@@ -229,6 +375,9 @@ def test_errors_are_one_line(data, weights, capsys, arguments, message):
     ("arguments", "message"),
     [
         (["--attack", "linf:4/255"], "'linf:4/255' is not an attack"),
+        (["--attack", "linf:1/0:3"], "'linf:1/0:3' is not an attack"),
+        (["--attack", "linf:1e999:3"], "EPS must lie in 0 ... 1e6"),
+        (["--attack", "linf:1e99999999:3"], "EPS must lie in 0 ... 1e6"),
         (["-o", "nowhere/report.json"], "its folder does not exist"),
         (["--plot", "figure.jpg"], "must end in .png or .pdf"),
         (["--save-images", "nowhere/images"], "its folder does not exist"),

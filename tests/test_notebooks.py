@@ -27,11 +27,16 @@ class ThisPython(AsyncKernelManager):
 
 
 @pytest.fixture
-def execute(tmp_path, monkeypatch):
-    """Run a notebook in a fresh kernel, and return what it printed."""
+def own_jupyter(tmp_path, monkeypatch):
+    """Let kernels read no settings of the user, and import this tree."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def execute(own_jupyter):
+    """Run a notebook in a fresh kernel, and return what it printed."""
 
     def run(path):
         notebook = nbformat.read(path, 4)
@@ -56,6 +61,27 @@ def test_runs_and_keeps_its_promises(path, execute, real_weights):
 def test_runs_without_the_weights_of_lpips(execute, monkeypatch, tmp_path):
     monkeypatch.setenv("RLPIPS_HOME", str(tmp_path / "empty"))
     assert "random AlexNet and robust" in execute(ROOT / "examples" / "compare.ipynb")
+
+
+def test_a_cell_shows_its_heatmap_once_and_bars_without_warnings(own_jupyter):
+    draw = "heatmap(torch.zeros(3, 64, 64), torch.rand(3, 64, 64))"
+    cells = [
+        f"import torch\nfrom rlpips.plots import heatmap\n{draw}",
+        f"import matplotlib.pyplot as plt\n{draw}",  # which makes IPython show figures itself
+        f"{draw};",
+        "from rlpips.progress import progress\n"
+        "with progress('work', unit='step', total=3) as bar:\n"
+        "    bar.update(3)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, km=ThisPython(), timeout=120).execute()
+    shown = [cell.outputs for cell in notebook.cells]
+    for outputs in shown[:2]:
+        assert [list(output.get("data", {})).count("image/png") for output in outputs] == [1]
+    assert shown[2] == []
+    everything = "".join(str(output) for output in shown[3])
+    assert "3/3" in everything
+    assert "Warning" not in everything
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
