@@ -45,11 +45,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Bring formulas and links to the form that the site has."""
+    if "/" not in page.file.src_uri:  # files beside docs/ are beside its pages in the site
+        markdown = markdown.replace("](../", "](")
     markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: _mathml(found[1]), markdown, flags=re.M | re.S)
     markdown = re.sub(r"^<!-- table: (.*) -->$", lambda found: _table(found[1]), markdown, flags=re.M)
-    markdown = re.sub(r"\]\((\.\./)?README\.md#measured\)", "](measured.md)", markdown.replace("](../", "]("))
+    markdown = re.sub(r"\]\(((?:\.\./)?)README\.md#measured\)", r"](\1measured.md)", markdown)
     markdown = re.sub(r"\]\(([\w/]+)\.ipynb\)", r"](\1.md)", markdown)
     # what the site has no page for keeps its name
     return re.sub(r"\[([^\]]*)\]\((?:(?:rlpips|benchmarks|tests)/[^)]*|[\w/]*\.py)\)", r"\1", markdown)
