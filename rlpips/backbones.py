@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlpips.autograd import eager
 
-_SAMPLE = 4999  # of so many weights one tells whether they have changed; prime, to meet all channels
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 
 
 class AlexNetFeatures(NamedTuple):
@@ -59,15 +59,13 @@ class _Kept(NamedTuple):
     Attributes:
         source: shares the weight's memory.
         version: counts changes of it.
-        shown: a view of some of its values.
-        sample: what they were.
+        sums: of the bits of each output channel's values.
         copy: the copy.
     """
 
     source: Tensor
     version: int
-    shown: Tensor
-    sample: Tensor
+    sums: Tensor
     copy: Tensor
 
 
@@ -77,28 +75,33 @@ _kept: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
 def laid_out(weight: Tensor) -> Tensor:
     """Return a weight `(O, I, h, w)` as a CPU's convolutions of channels-last activations read it fastest.
 
-    Parameters are plain contiguous tensors to whoever looks at them. Laying them out takes a fifth of the
-    time of small images, so a copy of frozen ones is kept until they change: by assignment to `.data` or an
-    operation in place. One in place on `.data`, which PyTorch does not count, is seen by a sample of the
-    values; it must change most of them, as initialisations, averages and copies do.
+    Parameters are plain contiguous tensors to whoever looks at them. Laying them out takes up to half of the
+    time of small images, so a copy of frozen ones is kept until they change: by assignment to `.data`, an
+    operation in place, or one in place on `.data`, which PyTorch does not count. Sums of bits tell that.
     """
     last = torch.channels_last
     if weight.device.type != "cpu" or not eager() or weight.is_contiguous(memory_format=last):
         return weight
-    if weight.requires_grad or type(weight) is not nn.Parameter or weight.is_inference():
+    plain = type(weight) is nn.Parameter and weight.is_contiguous()
+    if weight.requires_grad or not plain or weight.is_inference():
         return weight.contiguous(memory_format=last)
     kept = _kept.get(weight)
+    sums = _sums(weight)
     if (
         kept is None
         or not weight.is_set_to(kept.source)
         or weight._version != kept.version
-        or not torch.equal(kept.shown, kept.sample)
+        or not torch.equal(sums, kept.sums)
     ):
         source = weight.detach()
-        shown = source.flatten()[::_SAMPLE]
-        copy = source.contiguous(memory_format=last)
-        _kept[weight] = kept = _Kept(source, weight._version, shown, shown.clone(), copy)
+        _kept[weight] = kept = _Kept(source, weight._version, sums, source.contiguous(memory_format=last))
     return kept.copy
+
+
+def _sums(weight: Tensor) -> Tensor:
+    """Add the bits of each output channel's values as integers, which any change of one value changes."""
+    integers = _INTEGERS[weight.element_size()]
+    return weight.detach().flatten(1).view(integers).sum(dim=1, dtype=integers)
 
 
 class Conv2d(nn.Conv2d):

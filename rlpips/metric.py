@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -96,6 +96,13 @@ def unchanged_weights(lin: nn.Module) -> Tensor | None:
     if any(type(layer) is not nn.Dropout for layer in before):
         return None
     return None if any(map(_hooked, (lin, lin.model, *before, conv))) else conv.weight
+
+
+def _store_heads_apart(_module: nn.Module, state: dict[str, Any], prefix: str, _meta: dict[str, Any]) -> None:
+    """Copy the second of the two names that each head has, as safetensors refuses shared memory."""
+    for name in [name for name in state if name.startswith(f"{prefix}lins.")]:
+        if not isinstance(state[name], nn.Parameter):  # as with keep_vars=True
+            state[name] = state[name].clone()
 
 
 @dataclass(frozen=True)
@@ -244,6 +251,7 @@ class LPIPS(nn.Module):
                 else:
                     lin.channel_weights.data.copy_(heads[k])
             self.lins.requires_grad_(heads is None or not eval_mode)
+            self.register_state_dict_post_hook(_store_heads_apart)  # type: ignore[no-untyped-call]
         self.train(not eval_mode)
 
     def train(self, mode: bool = True) -> "LPIPS":
