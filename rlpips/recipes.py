@@ -114,7 +114,7 @@ class Recipe:
                 raise ValueError(f"perturb={target!r} is unknown; choose {', '.join(PERTURB)}")
         if not self.perturb:
             raise ValueError("perturb is empty")
-        least = {"epochs": 0, "decay_epochs": 0, "warmup": 0, "batch": 1, "patience": 0, "seed": 0}
+        least = {"eps": 0, "epochs": 0, "decay_epochs": 0, "warmup": 0, "batch": 1, "patience": 0, "seed": 0}
         weights = ("clean", "distill", "distill_attacked", "inflation", "weight_decay", "eps_range")
         for name, lowest in {**least, **dict.fromkeys(weights, 0)}.items():
             values = getattr(self, name)

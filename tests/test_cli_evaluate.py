@@ -128,7 +128,8 @@ def modules(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_modules_of_the_working_folder_come_last_and_only_for_factories(data, capsys, modules):
+def test_modules_of_the_working_folder_come_last_and_only_for_factories(data, capsys, modules, monkeypatch):
+    monkeypatch.setenv("RLPIPS_HOME", str(modules / "empty"))
     spy = "open('imported', 'a').write(__name__ + ' ')\ndef {}(): return lambda x, y: (x - y).square()\n"
     for name in ("vgg16", "alex", "colorsys", "own_metric"):
         (modules / f"{name}.py").write_text(spy.format("standard"))
