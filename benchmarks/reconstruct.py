@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import rlpips
-from rlpips.images import load_image, to_tensor
+from rlpips.images import read_image, to_tensor
 
 
 def reconstruct(metric: rlpips.LPIPS, photos: Tensor, steps: int, rate: float = 0.05) -> Tensor:
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     size, crops = options.size, []
     for path in options.files:
-        image = load_image(path)
+        image = read_image(path)
         top, left = ((side - size) // 2 for side in image.shape[:2])
         crops.append(to_tensor(image[top : top + size, left : left + size])[0])
     photos = torch.cat(crops)

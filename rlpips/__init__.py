@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         np2tensor,
         print_network,
         psnr,
+        rgb2lab,
         tensor2im,
         tensor2np,
         tensor2tensorlab,
@@ -52,8 +53,8 @@ __version__ = "0.1.0"
 _SOURCES = {
     "compat": (
         "BCERankingLoss", "DSSIM", "Dist2LogitLayer", "FakeNet", "L2", "dssim", "im2tensor", "l2",
-        "np2tensor", "print_network", "psnr", "tensor2im", "tensor2np", "tensor2tensorlab", "tensor2vec",
-        "tensorlab2tensor", "voc_ap",
+        "np2tensor", "print_network", "psnr", "rgb2lab", "tensor2im", "tensor2np", "tensor2tensorlab",
+        "tensor2vec", "tensorlab2tensor", "voc_ap",
     ),
     "datasets": ("JND", "TwoAFC"),
     "errors": (
@@ -106,6 +107,7 @@ __all__ = [
     "np2tensor",
     "print_network",
     "psnr",
+    "rgb2lab",
     "score_2afc_dataset",
     "score_jnd_dataset",
     "spatial_average",
@@ -130,4 +132,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES})

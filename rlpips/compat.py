@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlpips.errors import MissingExtraError
 
 Array = npt.NDArray[Any]
+Scalar = np.floating[Any]
 
 
 def _skimage(module: str, what: str) -> ModuleType:
@@ -25,26 +26,45 @@ def _skimage(module: str, what: str) -> ModuleType:
         raise MissingExtraError(what, "classical") from error
 
 
-def l2(p0: Array, p1: Array, range: float = 255.0) -> float:
-    """Half the mean squared difference of two arrays of any one shape, in units of `range`."""
-    return float(0.5 * np.mean(np.square(p0 / range - p1 / range)))
+def l2(p0: Array, p1: Array, range: float = 255.0) -> Scalar:
+    """Half the mean squared difference of two arrays of any one shape, in units of `range`.
+
+    A NumPy scalar: float32 for float32 arrays, float64 for bytes.
+    """
+    error: Scalar = 0.5 * np.mean(np.square(p0 / range - p1 / range))
+    return error
 
 
-def psnr(p0: Array, p1: Array, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB, of arrays of any one shape; infinite where they are equal."""
-    error = np.mean(np.square(np.subtract(p0, p1, dtype=np.float64)))
+def psnr(p0: Array, p1: Array, peak: float = 255.0) -> Scalar:
+    """Peak signal-to-noise ratio in dB, of arrays of any one shape; infinite where they are equal.
+
+    A NumPy scalar of the type that `l2` returns.
+    """
+    error = np.mean(np.square(1.0 * p0 - 1.0 * p1))
     with np.errstate(divide="ignore"):
-        return float(10 * np.log10(peak**2 / error))
+        ratio: Scalar = 10 * np.log10(peak**2 / error)
+    return ratio
 
 
-def dssim(p0: Array, p1: Array, range: float = 255.0) -> float:
+def dssim(p0: Array, p1: Array, range: float = 255.0) -> Scalar:
     """Structural dissimilarity `(1 - SSIM) / 2` of two images `(H, W, C)`, of at least 7 x 7 pixels.
 
     Raises:
         MissingExtraError: scikit-image is not installed (extra 'classical').
     """
     metrics = _skimage("metrics", "dssim")
-    return float((1 - metrics.structural_similarity(p0, p1, data_range=range, channel_axis=-1)) / 2)
+    distance: Scalar = (1 - metrics.structural_similarity(p0, p1, data_range=range, channel_axis=-1)) / 2
+    return distance
+
+
+def rgb2lab(input: Array) -> Array:
+    """Turn an RGB image `(H, W, 3)` in [0, 255] into CIE Lab.
+
+    Raises:
+        MissingExtraError: scikit-image is not installed (extra 'classical').
+    """
+    lab: Array = _skimage("color", "rgb2lab").rgb2lab(input / 255.0)
+    return lab
 
 
 def tensor2np(tensor_obj: Tensor) -> Array:
@@ -125,7 +145,7 @@ def tensorlab2tensor(lab_tensor: Tensor, return_inbnd: bool = False) -> Tensor |
     return im2tensor(rgb), np2tensor(mask)
 
 
-def voc_ap(rec: Array, prec: Array, use_07_metric: bool = False) -> float:
+def voc_ap(rec: Array, prec: Array, use_07_metric: bool = False) -> Scalar:
     """Average precision, as PASCAL VOC defines it: the area under the monotone precision-recall curve.
 
     Args:
@@ -133,16 +153,16 @@ def voc_ap(rec: Array, prec: Array, use_07_metric: bool = False) -> float:
         prec: the precision at each.
         use_07_metric: the mean over 11 recalls, as in VOC 2007, instead of the area.
 
-    >>> voc_ap(np.array([0.5, 1.0]), np.array([1.0, 0.5]))
+    >>> float(voc_ap(np.array([0.5, 1.0]), np.array([1.0, 0.5])))
     0.75
     """
     if use_07_metric:
         levels = np.arange(0.0, 1.1, 0.1)
-        return float(np.mean([np.max(prec, where=rec >= level, initial=0.0) for level in levels]))
+        return np.float64(np.mean([np.max(prec, where=rec >= level, initial=0.0) for level in levels]))
     recalls = np.concatenate([[0.0], rec, [1.0]])
     precisions = np.concatenate([[0.0], prec, [0.0]])
     envelope = np.maximum.accumulate(precisions[::-1])[::-1]
-    return float(np.sum(np.diff(recalls) * envelope[1:]))
+    return np.float64(np.sum(np.diff(recalls) * envelope[1:]))
 
 
 class Dist2LogitLayer(nn.Module):
@@ -216,8 +236,10 @@ class FakeNet(nn.Module):
             return tensor2np(in0), tensor2np(in1)
         return tensor2im(in0).astype(np.float64), tensor2im(in1).astype(np.float64)
 
-    def _result(self, value: float) -> Tensor:
-        return torch.tensor([value], device="cuda" if self.use_gpu and torch.cuda.is_available() else "cpu")
+    def _result(self, value: Scalar) -> Tensor:
+        return torch.tensor(
+            [float(value)], device="cuda" if self.use_gpu and torch.cuda.is_available() else "cpu"
+        )
 
     @staticmethod
     def _check_single(in0: Tensor) -> None:

@@ -89,7 +89,7 @@ def jnd_score(d: Array, same: Array) -> float:
         return float("nan")
     order = np.argsort(d, kind="stable")
     hits, misses = np.cumsum(same[order]), np.cumsum(1 - same[order])
-    return voc_ap(hits / hits[-1], hits / (hits + misses))
+    return float(voc_ap(hits / hits[-1], hits / (hits + misses)))
 
 
 def disagreement(d: Array, same: Array) -> Array:

@@ -6,7 +6,7 @@ What becomes of a file:
 | --- | --- |
 | 8-bit RGB | as it is |
 | grey, palette, black and white | converted to RGB |
-| alpha | dropped where every pixel is opaque, else refused: the background is not known |
+| alpha | dropped where every pixel is opaque, else refused but by `load_image`: the background is not known |
 | 16 bits a channel | the higher 8 bits, as in `lpips` |
 | CMYK, YCbCr, HSV | converted to RGB, without colour profiles |
 | EXIF orientation | applied |
@@ -17,6 +17,7 @@ What becomes of a file:
 """
 
 import io
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,18 @@ Array = npt.NDArray[Any]
 def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
     """Read an image file as an array `(H, W, 3)`, uint8, RGB.
 
-    8-bit RGB files give what `lpips.load_image` gives; the module's table tells what becomes of others.
+    8-bit files give what `lpips.load_image` gives, so the alpha of transparent pixels is dropped, of which a
+    warning tells; the module's table tells what becomes of others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: the file is not an image that can be measured; the message names it and says why.
+    """
+    return read_image(path, drop_alpha=True)
+
+
+def read_image(path: str | PathLike[str], *, drop_alpha: bool = False) -> npt.NDArray[np.uint8]:
+    """Read an image file as `load_image` does, but refuse transparent pixels unless told to drop alpha.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,7 +59,7 @@ def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{path}: raw photographs are not rendered here; convert it to PNG or TIFF first")
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            return to_rgb(image, drop_alpha=drop_alpha)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -65,8 +77,10 @@ def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{path}: the file is damaged ({error})") from error
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def to_rgb(image: Image.Image, *, drop_alpha: bool = False) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image to an array `(H, W, 3)`, uint8, RGB, by the module's table.
+
+    With `drop_alpha` transparent pixels have the colour that is stored for them, and a warning says so.
 
     Raises:
         ImageError: it has several frames, transparent pixels, or a mode whose range is not known.
@@ -87,9 +101,17 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         raise ImageError(f"mode {mode!r} has no known range; convert it to 8-bit RGB first")
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
-        if rgba.getchannel("A").getextrema()[0] != 255:
+        transparent = rgba.getchannel("A").getextrema()[0] != 255
+        if transparent and not drop_alpha:
             raise ImageError(
                 "it has transparent pixels, whose colour depends on the background; flatten it first"
+            )
+        if transparent:
+            warnings.warn(  # without the file's name, so that Python says it once
+                "load_image drops alpha, as in lpips: transparent pixels have the colour that is stored for "
+                "them, which no viewer shows; flatten images on a background first",
+                UserWarning,
+                stacklevel=4,
             )
         upright = rgba
     return np.array(upright.convert("RGB"))
@@ -119,7 +141,7 @@ def to_tensor(image: Any, name: str = "image") -> tuple[Tensor, bool]:
         TypeError: none of the above.
     """
     if isinstance(image, str | PathLike):
-        image = load_image(image)
+        image = read_image(image)
     elif isinstance(image, Image.Image):
         try:
             image = to_rgb(image)

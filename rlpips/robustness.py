@@ -28,7 +28,7 @@ from rlpips.checkpoints import metric_digest
 from rlpips.distortions import DISTORTIONS
 from rlpips.errors import ImageError, MissingExtraError, UndefinedDistanceError
 from rlpips.examples import Worst, difference, file_names, save_side_by_side
-from rlpips.images import load_image, to_tensor
+from rlpips.images import read_image, to_tensor
 from rlpips.objectives import Inflate, Metric, activated, distances
 from rlpips.processes import Processes
 from rlpips.reports import Measured, Parts, header
@@ -320,7 +320,7 @@ def _load(
         if len(crops) == limit:
             break
         try:
-            image = load_image(path)
+            image = read_image(path)
         except (OSError, ImageError) as error:
             skipped[str(path)] = str(error)
             continue

@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 from rlpips.distortions import DISTORTIONS
 from rlpips.errors import DatasetError, ImageError
 from rlpips.files import write_atomically
-from rlpips.images import load_image, to_png, to_tensor
+from rlpips.images import read_image, to_png, to_tensor
 from rlpips.panel import METRICS, PANEL, Metric, check_panel, votes
 from rlpips.progress import progress
 
@@ -553,7 +553,7 @@ class _Maker:
         if path in self._made.small or path in self._made.unreadable:
             return None
         try:
-            photo = load_image(path)
+            photo = read_image(path)
         except (OSError, ImageError) as error:
             self._made.unreadable[path] = str(error)
             return None

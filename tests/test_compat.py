@@ -17,14 +17,28 @@ def bytes_image(seed=0, size=(24, 31)):
 
 
 def test_every_name_of_lpips_that_scripts_call_is_here():
-    names = (
-        "LPIPS normalize_tensor spatial_average upsample l2 psnr dssim tensor2np np2tensor tensor2im im2tensor "
-        "tensor2vec tensor2tensorlab tensorlab2tensor load_image voc_ap ScalingLayer NetLinLayer Dist2LogitLayer "
-        "BCERankingLoss L2 DSSIM FakeNet print_network Trainer"
-    )
-    for name in names.split():
-        assert hasattr(lpips, name)
-        assert callable(getattr(rlpips, name))
+    own = {n for n, value in vars(lpips).items() if getattr(value, "__module__", "").startswith("lpips")}
+    assert {"LPIPS", "rgb2lab", "Trainer", "score_jnd_dataset"} <= own
+    assert own <= set(rlpips.__all__)
+    for name in own:
+        assert isinstance(getattr(rlpips, name), type) == isinstance(getattr(lpips, name), type)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, np.float32, np.float64])
+def test_numbers_are_numpys_of_the_type_that_lpips_returns(dtype):
+    a, b = bytes_image(0).astype(dtype), bytes_image(1).astype(dtype)
+    for name in ("l2", "psnr"):
+        with np.errstate(all="ignore"):  # squares beyond float16
+            found, expected = getattr(rlpips, name)(a, b), getattr(lpips, name)(a, b)
+        assert type(found) is type(expected)
+        assert found == expected or found == pytest.approx(expected, rel=1e-6)
+    assert isinstance(rlpips.dssim(a.astype(float), b.astype(float)), np.float64)
+    for old in (False, True):
+        found, expected = (
+            library.voc_ap(*np.array([[0.5, 1.0], [1.0, 0.5]]), old) for library in (rlpips, lpips)
+        )
+        assert type(found) is type(expected)
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["l2", "psnr"])
@@ -79,6 +93,13 @@ def test_lab(options):
     )
 
 
+def test_rgb2lab():
+    for array in (bytes_image(), bytes_image().astype(np.float32)):
+        found, expected = rlpips.rgb2lab(array), lpips.rgb2lab(array)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_lab_and_back():
     lab = rlpips.tensor2tensorlab(images(1, 3, 12, 17))
     lab[0, :, 0, 0] = torch.tensor([0.4, 1.0, -1.0])  # a colour that RGB does not have
@@ -110,6 +131,7 @@ def test_functions_of_the_metric():
     assert torch.equal(rlpips.spatial_average(x, keepdim=False), lpips.spatial_average(x, keepdim=False))
     assert torch.equal(rlpips.upsample(x), lpips.upsample(x))
     assert torch.equal(rlpips.upsample(x, (40, 50)), lpips.upsample(x, (40, 50)))
+    assert torch.equal(rlpips.upsample(x, 12), lpips.upsample(x, 12))
     assert torch.equal(rlpips.ScalingLayer()(x), lpips.ScalingLayer()(x))
 
 

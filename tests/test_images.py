@@ -1,5 +1,6 @@
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -71,18 +72,30 @@ def test_palettes_and_black_and_white_are_converted(tmp_path):
     assert set(np.unique(rlpips.load_image(tmp_path / "1.png"))) == {0, 255}
 
 
-def test_opaque_alpha_is_dropped_and_transparency_refused(tmp_path):
+def test_transparency_is_dropped_as_in_lpips_and_refused_by_distance(tmp_path):
     image = picture("RGBA")
     image.putalpha(255)
     image.save(tmp_path / "opaque.png")
     np.testing.assert_array_equal(rlpips.load_image(tmp_path / "opaque.png"), np.asarray(image)[..., :3])
     picture("RGBA").save(tmp_path / "clear.png")
-    picture("L").convert("LA").putalpha(3)
+    grey = picture("L").convert("LA")
+    grey.putalpha(3)
+    grey.save(tmp_path / "grey.png")
     palette = picture().quantize(16)
     palette.save(tmp_path / "palette.png", transparency=3)
-    for name in ("clear", "palette"):
+    for name in ("clear", "grey", "palette"):
+        path = tmp_path / f"{name}.png"
+        with pytest.warns(UserWarning, match="load_image drops alpha, as in lpips") as caught:
+            found = rlpips.load_image(path)
+        assert caught[0].filename == __file__
+        np.testing.assert_array_equal(found, lpips.load_image(str(path)))
         with pytest.raises(rlpips.ImageError, match=f"{name}.png: it has transparent pixels.*flatten"):
+            rlpips.distance(path, path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for name in ("clear", "grey", "palette"):
             rlpips.load_image(tmp_path / f"{name}.png")
+    assert len(caught) == 1
 
 
 def test_sixteen_bits_keep_their_higher_eight_as_in_lpips(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -62,6 +63,8 @@ def test_every_public_name_resolves_and_is_known_to_type_checkers():
         assert getattr(rlpips, name) is not None
         assert name in dir(rlpips)
         assert name in for_checkers or name == "__version__"
+    modules = ["functional", "pairwise", "plots", "torchmetrics"]
+    assert dir(rlpips) == sorted([*rlpips.__all__, *modules])
     assert set(rlpips._MODULE_OF) == set(rlpips.__all__) - {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         rlpips.nonsense  # noqa: B018
@@ -71,12 +74,32 @@ def test_mypy_sees_the_types_of_lazy_names(tmp_path):
     (tmp_path / "user.py").write_text(
         "import torch\nimport rlpips\n"
         "reveal_type(rlpips.LPIPS()(torch.zeros(1), torch.zeros(1)))\n"
+        "reveal_type(rlpips.LPIPS()(torch.zeros(1), torch.zeros(1), retPerLayer=True))\n"
         "reveal_type(rlpips.distance)\n"
     )
     cache = ("--cache-dir", ROOT / ".mypy_cache")  # with what mypy found of torch before
     out = python("-m", "mypy", "--strict", *cache, tmp_path / "user.py", path=ROOT, folder=tmp_path)
     assert 'Revealed type is "torch._tensor.Tensor"' in out
+    assert re.search(
+        r'"(builtins\.)?tuple\[torch._tensor.Tensor, (builtins\.)?list\[torch._tensor.Tensor\]\]"', out
+    )
     assert "resize:" in out
+
+
+def test_type_checkers_see_what_a_call_returns(tmp_path):
+    pyright = shutil.which("pyright")
+    if pyright is None:
+        pytest.skip("needs pyright, which takes nn.Module's word for what a call returns")
+    (tmp_path / "user.py").write_text(
+        "import torch\nimport rlpips\nx = torch.zeros(1)\nm = rlpips.LPIPS()\n"
+        "a: str = m(x, x)\nb: str = m(x, x, retPerLayer=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [pyright, "--pythonpath", sys.executable, "--project", str(tmp_path), str(tmp_path / "user.py")]
+    (tmp_path / "pyrightconfig.json").write_text(f'{{"extraPaths": ["{ROOT}"]}}')
+    out = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path).stdout
+    assert '"Tensor" is not assignable to "str"' in out
+    assert '"tuple[Tensor, list[Tensor]]" is not assignable to "str"' in out
 
 
 @pytest.fixture(scope="module")
