@@ -110,6 +110,10 @@ class _Judged(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def __repr__(self) -> str:
+        held = ", ".join(f"{subset.name}: {len(subset.stems)}" for subset in self._subsets)
+        return f"{type(self).__name__}({str(self.root)!r}, {len(self)} examples: {held})"
+
     def _find(self, index: int) -> tuple[_Subset, str]:
         index = range(len(self))[index]
         k = bisect_right(self._ends, index)

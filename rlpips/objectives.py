@@ -34,6 +34,15 @@ def name_of(metric: Any) -> str:
     return str(getattr(metric, "__qualname__", type(metric).__qualname__))
 
 
+def _brief(objective: Objective, metric: Any, **held: Any) -> str:
+    """Describe an objective by what it holds, in one line."""
+    text = repr(metric)
+    if text.startswith("<") or "\n" in text:
+        text = name_of(metric)
+    listed = ", ".join(f"{name}={value}" for name, value in held.items())
+    return f"{type(objective).__name__}({text}, {listed})"
+
+
 def activated(metric: Metric, images: Tensor) -> Any:
     """Run images through the backbone, if the metric can do that apart, to compare them often."""
     reference = getattr(metric, "reference", None)
@@ -101,6 +110,9 @@ class RankFlip(Objective):
                 if k in self._fixed and "ref" in self._fixed
             }
 
+    def __repr__(self) -> str:
+        return _brief(self, self.metric, ref=tuple(self.ref.shape), perturb=self.perturb)
+
     def distances(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distances of the first and the second image to the reference, each `(len(index),)`."""
         if self.perturb == "ref":
@@ -138,6 +150,9 @@ class Inflate(Objective):
         with torch.no_grad():
             self._anchor = activated(metric, x)
 
+    def __repr__(self) -> str:
+        return _brief(self, self.metric, x=tuple(self._anchor.shape), goal=self.goal)
+
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the distances."""
         return self._sign * distances(self.metric, x, self._anchor[index])
@@ -163,6 +178,10 @@ class FeatureMSE(Objective):
         self.metric = metric
         with torch.no_grad():
             self._anchor = metric.reference(x).activations
+        self._shape = tuple(x.shape)
+
+    def __repr__(self) -> str:
+        return _brief(self, self.metric, x=self._shape)
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the sums."""
@@ -190,6 +209,9 @@ class SemanticSimilarity(Objective):
             self._other = activated(self.metric, triplets.other)
         away = triplets.x0_is_right == (triplets.perturb == "x0")
         self._sign = torch.where(away, 1.0, -1.0)
+
+    def __repr__(self) -> str:
+        return _brief(self, self.metric, ref=tuple(self._ref.shape))
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the differences."""

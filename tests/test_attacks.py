@@ -13,7 +13,16 @@ from peers import images, peers
 
 import rlpips
 from rlpips.attacks import APGD, PGD, SSA, StAdv, TripletClassifier, parse_attack
-from rlpips.objectives import PERTURB, Deflate, FeatureMSE, Inflate, Objective, RankFlip, distances
+from rlpips.objectives import (
+    PERTURB,
+    Deflate,
+    FeatureMSE,
+    Inflate,
+    Objective,
+    RankFlip,
+    SemanticSimilarity,
+    distances,
+)
 
 EPS = 4 / 255
 
@@ -32,6 +41,19 @@ def triplets(n=6, seed=0, size=32, dtype=torch.float32):
     s0 = torch.where(judge < 0.5, near, far).view(-1, 1, 1, 1).to(dtype)
     x0, x1 = ref + s0 * noise[:n], ref + (near + far - s0) * noise[n:]
     return ref, x0.clamp(-1, 1), x1.clamp(-1, 1), judge
+
+
+def test_objectives_say_what_they_hold_in_a_line():
+    metric, _ = peers("alex")
+    some = triplets(2)
+    flip = RankFlip(metric, *some, perturb="x1")
+    shape = "(2, 3, 32, 32)"
+    assert repr(flip) == f"RankFlip({metric!r}, ref={shape}, perturb=x1)"
+    assert repr(RankFlip(plain, *some)) == f"RankFlip(plain, ref={shape}, perturb=x0)"
+    assert repr(Inflate(plain, some[0], 0.5)) == f"Inflate(plain, x={shape}, goal=0.5)"
+    assert repr(Deflate(metric, some[0])) == f"Deflate({metric!r}, x={shape}, goal=inf)"
+    assert repr(FeatureMSE(metric, some[0])) == f"FeatureMSE({metric!r}, x={shape})"
+    assert repr(SemanticSimilarity(flip)) == f"SemanticSimilarity({metric!r}, ref={shape})"
 
 
 def lengths(delta):

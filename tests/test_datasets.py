@@ -66,6 +66,11 @@ def test_the_judgement_has_the_shape_that_the_loader_of_lpips_gives_it(root):
     assert batch["index"].tolist() == [0, 1, 2]
 
 
+def test_data_sets_say_what_they_hold(root):
+    assert repr(TwoAFC(root)) == f"TwoAFC('{root}', 5 examples: val/cnn: 3, val/traditional: 2)"
+    assert repr(JND(root)) == f"JND('{root}', 3 examples: val/cnn: 3)"
+
+
 def test_names_are_for_reports_by_subset(root):
     data = TwoAFC(root, ["val/traditional", "train/mix", "val/traditional"])
     assert data.subsets == ("val/traditional", "train/mix")
