@@ -12,7 +12,7 @@ The names tell the backbone. `metric.state_dict()` will do as well, but lists ea
 one at `lin0...` counts and the one at `lins.0...` is not read. There is no dropout.
 
 Images are one, `(3, H, W)`, as inside `vmap`, or a batch, `(N, 3, H, W)`; what is returned of one image has
-no dimension for a batch.
+no dimension for a batch. Grey ones, `(1, H, W)`, `(H, W)` or `(N, 1, H, W)`, count as RGB.
 """
 
 import threading
@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from rlpips import comparison
 from rlpips.backbones import ARCHITECTURES, Backbone
-from rlpips.inputs import check_image, check_pair
+from rlpips.inputs import as_batch, check_image, check_pair
 from rlpips.metric import LPIPS, ScalingLayer, spatial_average, upsample
 
 Parameters = Mapping[str, Tensor]
@@ -63,7 +63,7 @@ def lpips(
     features0, features1 = (
         _features(parameters, name, image, version, normalize) for name, image in (("in0", in0), ("in1", in1))
     )
-    check_pair(_batch(in0).shape, _batch(in1).shape)
+    check_pair(as_batch(in0).shape, as_batch(in1).shape)
     size = (in0.shape[-2], in0.shape[-1]) if spatial else None
     value = distance(features0, features1, heads(parameters), size=size)
     dtype = torch.promote_types(in0.dtype, in1.dtype)
@@ -180,18 +180,18 @@ def _features(
     if version not in _VERSIONS:
         raise ValueError(f"version={version!r} is unknown; choose '0.1' or '0.0'")
     like = parameters[_NAMES[net][0]]
-    batch = _batch(images)
+    batch = as_batch(images)
     check_image(name, batch, like=like, min_size=ARCHITECTURES[net].min_size)
     given = {key: parameters[key] for key in _NAMES[net]}
     for key, constant in _SCALING.items():
         given[key] = parameters[key] if key in parameters else constant.to(like.device, like.dtype)
     found: tuple[Tensor, ...] = functional_call(_trunks.made[net, version], given, (batch, normalize))
-    return found if batch is images else tuple(f[0] for f in found)
+    return found if images.ndim == 4 else tuple(f[0] for f in found)
 
 
 def _batch(tensor: Tensor) -> Tensor:
-    """Make a batch of one image, or of its features."""
-    return tensor[None] if isinstance(tensor, Tensor) and tensor.ndim == 3 else tensor
+    """Make a batch of one image's features."""
+    return tensor[None] if tensor.ndim == 3 else tensor
 
 
 def _net(parameters: Parameters) -> str:

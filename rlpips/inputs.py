@@ -8,6 +8,22 @@ import torch
 from torch import Tensor
 
 _TOLERANCE = 1e-3  # rounding and projection steps may leave the range by this much without a warning
+_CHANNELS_LAST = "the channels are last, move them with x.permute"
+
+
+def as_batch(image: Tensor) -> Tensor:
+    """View grey images and single ones as a batch `(N, 3, H, W)`, as they broadcast in `lpips`.
+
+    Grey images are `(N, 1, H, W)`, single ones `(3, H, W)`, `(1, H, W)` or `(H, W)`. Anything else, such as a
+    batch of RGB images, is returned as it is.
+    """
+    if not isinstance(image, Tensor) or not 2 <= image.ndim <= 4:
+        return image
+    channels = image.shape[-3] if image.ndim > 2 else 1
+    if channels not in (1, 3) or (image.ndim == 4 and channels == 3):
+        return image
+    batch = image[(None,) * (4 - image.ndim)]
+    return batch.expand(-1, 3, -1, -1) if channels == 1 else batch
 
 
 def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int, channels: int | None = 3) -> None:
@@ -29,12 +45,17 @@ def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int, channe
         raise TypeError(f"{name} must be a tensor of shape (N, 3, H, W), got {type(image).__name__}")
     shape = tuple(image.shape)
     if image.ndim != 4:
-        hint = "; add a batch dimension with x[None]" if image.ndim == 3 else ""
+        hint = ""
+        if image.ndim == 3:
+            if image.shape[2] == 3 and image.shape[0] != 3:
+                hint = f"; {_CHANNELS_LAST}(2, 0, 1)"
+            elif image.shape[0] in (1, 3):
+                hint = "; add a batch dimension with x[None]"
         raise ValueError(f"{name} must have shape (N, 3, H, W), got {shape}{hint}")
     if channels is not None and image.shape[1] != channels:
         hint = ""
         if image.shape[3] == 3:
-            hint = "; the channels are last, move them with x.permute(0, 3, 1, 2)"
+            hint = f"; {_CHANNELS_LAST}(0, 3, 1, 2)"
         elif image.shape[1] == 1:
             hint = "; repeat a grey channel with x.expand(-1, 3, -1, -1)"
         raise ValueError(
@@ -79,15 +100,29 @@ def check_pair(
         )
 
 
-def check_range(images: dict[str, Tensor], normalize: bool) -> None:
+def check_range(images: dict[str, Tensor], normalize: bool, *, beyond: bool = False) -> str:
     """Check the values of batches of images, by their names. On a GPU this waits for them.
+
+    Args:
+        images: the batches.
+        normalize: they are in [0, 1].
+        beyond: let finite values above 1 pass.
+
+    Returns:
+        A message about values above 1 that passed; empty if there are none.
 
     Raises:
         ValueError: a value is NaN or not in [-1, 1], or [0, 1] with `normalize`.
     """
     images = {name: image for name, image in images.items() if image.numel()}
-    if images and (message := _out_of_range(list(images), _extremes(images), normalize)):
+    if not images:
+        return ""
+    names, extremes = list(images), _extremes(images)
+    message = _out_of_range(names, extremes, normalize)
+    within = extremes.clamp(max=1.0) if beyond and extremes[:, 1].isfinite().all() else extremes
+    if message and _out_of_range(names, within, normalize):
         raise ValueError(message)
+    return message
 
 
 def _extremes(images: dict[str, Tensor]) -> Tensor:

@@ -2,11 +2,13 @@
 
 import itertools
 import logging
+import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from rlpips import cache, checkpoints, comparison, registry, tiling
 from rlpips.backbones import Backbone, architecture
 from rlpips.comparison import normalize_tensor as normalize_tensor  # a name of lpips
-from rlpips.inputs import RangeCheck, check_image, check_pair
+from rlpips.inputs import RangeCheck, as_batch, check_image, check_pair
 
 logger = logging.getLogger("rlpips")
 
@@ -25,9 +27,10 @@ def spatial_average(in_tens: Tensor, keepdim: bool = True) -> Tensor:
     return in_tens.mean(dim=(2, 3), keepdim=keepdim)
 
 
-def upsample(in_tens: Tensor, out_HW: Sequence[int] = (64, 64)) -> Tensor:
-    """Resize `(N, C, h, w)` bilinearly to `(N, C, *out_HW)`, corners not aligned."""
-    return F.interpolate(in_tens, size=tuple(out_HW), mode="bilinear", align_corners=False)
+def upsample(in_tens: Tensor, out_HW: Sequence[int] | int = (64, 64)) -> Tensor:
+    """Resize `(N, C, h, w)` bilinearly to `(N, C, *out_HW)`, or to a square, corners not aligned."""
+    size = out_HW if isinstance(out_HW, int) else tuple(out_HW)
+    return F.interpolate(in_tens, size=size, mode="bilinear", align_corners=False)
 
 
 class ScalingLayer(nn.Module):
@@ -105,40 +108,87 @@ def _store_heads_apart(_module: nn.Module, state: dict[str, Any], prefix: str, _
             state[name] = state[name].clone()
 
 
-@dataclass(frozen=True)
+def _ordinary_tensors() -> ExitStack:
+    """Make tensors that a loss may keep for its backward pass, under `torch.inference_mode` too."""
+    stack = ExitStack()
+    if torch.is_inference_mode_enabled():
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.no_grad())
+    return stack
+
+
+@dataclass(eq=False)
+class _Source:
+    """The metric that made references, and its state then. Copied together, both share the copy of it."""
+
+    name: str
+    state: tuple[object, ...]
+
+
+@dataclass(frozen=True, repr=False)
 class Reference:
     """A batch of images as `LPIPS` sees it, made by `LPIPS.reference`.
+
+    It serves the metric that made it, while that metric's backbone keeps its weights, dtype and device; heads
+    may change. Of a metric and its references that are copied or pickled as parts of one object, the copies
+    belong together, too.
 
     Attributes:
         features: what each slice of the backbone made of them, `(N, C, h, w)`.
         lengths: of the features over channels, `(N, 1, h, w)`, as constants.
         shape: the images' shape, `(N, 3, H, W)`.
         dtype: the dtype of distances to it.
+        source: what tells the metric that made it.
     """
 
     features: tuple[Tensor, ...]
     lengths: tuple[Tensor, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    source: _Source | None = None
+
+    def __repr__(self) -> str:
+        features = ", ".join(str(tuple(f.shape[1:])) for f in self.features)
+        like = self.features[0]
+        return f"Reference(images={self.shape}, features=[{features}], {_kind(like)})"
 
     @property
     def activations(self) -> tuple[Tensor, ...]:
         """The features scaled to unit length over channels."""
         return tuple(normalize_tensor(comparison.wide(f)) for f in self.features)
 
-    def __getitem__(self, index: Tensor | slice) -> "Reference":
-        """Select images, by a slice, a mask or a tensor of numbers."""
+    def __getitem__(self, index: int | Tensor | slice | Sequence[int]) -> "Reference":
+        """Select images, by a number (a batch of one), a slice, a mask, or a tensor or list of numbers.
+
+        Raises:
+            IndexError: there is no image of that number.
+            TypeError: none of these.
+        """
         if isinstance(index, Tensor) and index.dtype == torch.int64:
             if comparison.fusible(index) and torch.equal(
                 index, torch.arange(len(self.features[0])).to(index)
             ):
                 return self  # an attack asks for all images at every step, and need not copy them
             return self._select(lambda each: each.index_select(0, index))
+        if isinstance(index, SupportsIndex) and not (isinstance(index, Tensor) and index.ndim):
+            number = operator.index(index)
+            return self._select(lambda each: each[number][None])
+        if not isinstance(index, Tensor | slice | list):
+            raise TypeError(
+                "images of a reference are selected by a number, a slice, a mask, or a tensor or list of "
+                f"numbers, got {type(index).__name__}"
+            )
         return self._select(lambda each: each[index])
 
     def _select(self, select: Callable[[Tensor], Tensor]) -> "Reference":
-        features, lengths = (tuple(map(select, group)) for group in (self.features, self.lengths))
-        return Reference(features, lengths, (len(features[0]), *self.shape[1:]), self.dtype)
+        with _ordinary_tensors():
+            features, lengths = (tuple(map(select, group)) for group in (self.features, self.lengths))
+        return replace(self, features=features, lengths=lengths, shape=(len(features[0]), *self.shape[1:]))
+
+
+def _kind(tensor: Tensor) -> str:
+    """Describe a tensor's dtype and device, such as 'float32, cpu'."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}, {tensor.device}"
 
 
 class LPIPS(nn.Module):
@@ -171,6 +221,7 @@ class LPIPS(nn.Module):
         check_range: warn once when values do not lie in [-1, 1] (or [0, 1] with `normalize=True`).
 
     Raises:
+        TypeError: `pretrained` is the name of a backbone or of weights.
         ValueError: an argument is unknown or does not fit the others.
         CheckpointError: a file is not a checkpoint for this metric.
         WeightsUnavailableError: weights are not on this machine and could not be fetched.
@@ -181,11 +232,13 @@ class LPIPS(nn.Module):
     0.0
     """
 
+    _source: _Source | None = None
+
     def __init__(
         self,
         pretrained: bool = True,
         net: str = "alex",
-        version: str = "0.1",
+        version: str | float = "0.1",
         lpips: bool = True,
         spatial: bool = False,
         pnet_rand: bool = False,
@@ -199,7 +252,15 @@ class LPIPS(nn.Module):
         check_range: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(pretrained, str):
+            keyword = "net" if pretrained in ("alex", "vgg", "vgg16", "squeeze") else "weights"
+            raise TypeError(
+                f"the first argument, pretrained, must be True or False, got {pretrained!r}; "
+                f"pass {keyword}={pretrained!r}"
+            )
         arch = architecture(net)
+        if isinstance(version, float):
+            version = str(version)
         if version not in ("0.0", "0.1"):
             raise ValueError(f"version={version!r} is unknown; choose '0.1' or '0.0'")
         if model_path is not None:
@@ -226,7 +287,10 @@ class LPIPS(nn.Module):
         self.spatial = spatial
         self.lpips = lpips
         self.version = version
+        self.pretrained = pretrained
         self.check_range = check_range
+        self._weights = "random" if heads is None and backbone is None else str(weights)
+        self._told_frozen = False
         self._range_check = RangeCheck()
         self.min_size = arch.min_size
 
@@ -254,13 +318,44 @@ class LPIPS(nn.Module):
             self.register_state_dict_post_hook(_store_heads_apart)  # type: ignore[no-untyped-call]
         self.train(not eval_mode)
 
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Set training mode, which only what is trainable enters: a frozen metric stays in eval mode."""
-        super().train(mode and any(p.requires_grad for p in self.parameters()))
+    def train(self, mode: bool | None = None) -> "LPIPS":
+        """Set training mode, which only what is trainable enters: a frozen metric stays in eval mode.
+
+        Without an argument, as code calls it that means to train this very module, a frozen metric logs a
+        warning, once. A module that holds the metric always passes the mode on.
+        """
+        trainable = any(p.requires_grad for p in self.parameters())
+        if mode is None and not trainable and not self._told_frozen:
+            self._told_frozen = True
+            logger.warning(
+                "train() changes nothing: this metric is frozen, none of its parameters requires a gradient, "
+                "and an optimizer over them trains nothing. To train it, build it with eval_mode=False (the "
+                "heads), with pnet_tune=True (the backbone), or with both."
+            )
+        mode = mode is None or mode
+        super().train(mode and trainable)
         if self.lpips:
             for lin in self.lins:
                 lin.train(mode and any(p.requires_grad for p in lin.parameters()))
         return self
+
+    def __repr__(self) -> str:
+        built = {"net": self.pnet_type, "weights": self._weights, "version": self.version}
+        usual = {"pretrained": True, "lpips": True, "spatial": False, "pnet_rand": False}
+        built |= {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        parts = {"backbone": self.net, "heads": getattr(self, "lins", None)}
+        found = [
+            name
+            for name, part in parts.items()
+            if part is not None and any(p.requires_grad for p in part.parameters())
+        ]
+        state = f"trainable={'+'.join(found)}" if found else "frozen"
+        arguments = ", ".join(f"{name}={value}" for name, value in built.items())
+        return f"{type(self).__name__}({arguments}, {state}, {_kind(self.like)})"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._weights = "a state dict"
 
     @overload
     def forward(
@@ -298,7 +393,8 @@ class LPIPS(nn.Module):
 
         Args:
             in0: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the module's device; or what `reference`
-                made of such a batch.
+                made of such a batch. Grey images, `(N, 1, H, W)`, count as RGB, and a single image may be
+                `(3, H, W)`, `(1, H, W)` or `(H, W)`.
             in1: likewise; either batch may be of one image, which is then compared with each of the other.
             retPerLayer: also return each layer's share.
             normalize: the images are in [0, 1].
@@ -311,10 +407,11 @@ class LPIPS(nn.Module):
 
         Raises:
             TypeError: not tensors, or not of a usable dtype; a reference with `tile`.
-            ValueError: shapes that do not fit, images too small for the backbone, wrong device; `tile` is not
-                a positive int, or dropout runs with it.
+            ValueError: shapes that do not fit, images too small for the backbone, wrong device; a reference
+                of another metric, or of this one before it changed; `tile` is not a positive int, or dropout
+                runs with it.
         """
-        self._check({"in0": in0, "in1": in1}, normalize)
+        in0, in1 = self._check({"in0": in0, "in1": in1}, normalize)
         if tile is None:
             maps = self._layer_distances(in0, in1, normalize)
         else:
@@ -326,8 +423,28 @@ class LPIPS(nn.Module):
             return total, [share.to(dtype) for share in shares]
         return total
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # pyright takes nn.Module's declaration of __call__ for an assignment to it
+
+        @overload
+        def __call__(
+            self,
+            in0: "Tensor | Reference",
+            in1: "Tensor | Reference",
+            retPerLayer: Literal[False] = False,
+            normalize: bool = False,
+            tile: int | None = None,
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self,
+            in0: "Tensor | Reference",
+            in1: "Tensor | Reference",
+            retPerLayer: Literal[True],
+            normalize: bool = False,
+            tile: int | None = None,
+        ) -> tuple[Tensor, list[Tensor]]: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Do as `forward` does."""
 
     def reference(self, images: Tensor, normalize: bool = False) -> "Reference":
         """Run images through the backbone once, to compare them with others many times.
@@ -335,19 +452,30 @@ class LPIPS(nn.Module):
         `metric(x, metric.reference(y))` is `metric(x, y)`, at half the price where `y` stays the same.
 
         Args:
-            images: as for `forward`. Gradients flow to them, unless under `torch.no_grad`.
+            images: as for `forward`. Gradients flow to them, unless under `torch.no_grad`. A reference made
+                under `torch.inference_mode` may be used in a loss later.
             normalize: the images are in [0, 1].
 
         Raises:
             TypeError: not a tensor, or not of a usable dtype.
             ValueError: a wrong shape, images too small for the backbone, wrong device.
         """
-        self._check({"images": images}, normalize)
-        return self._activate(images, normalize)
+        (batch,) = self._check({"images": images}, normalize)
+        assert isinstance(batch, Tensor)
+        with _ordinary_tensors():
+            return self._activate(batch, normalize, self._made_by())
 
-    def _check(self, inputs: "dict[str, Tensor | Reference]", normalize: bool) -> None:
+    def _check(self, inputs: "dict[str, Tensor | Reference]", normalize: bool) -> "list[Tensor | Reference]":
+        """Return what is to be compared, images as batches, or say what is wrong with it."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return
+            return list(inputs.values())
+        if isinstance(self.scaling_layer, ScalingLayer):  # through which all images have three channels
+            inputs = {
+                name: each if isinstance(each, Reference) else as_batch(each) for name, each in inputs.items()
+            }
+        for name, each in inputs.items():
+            if isinstance(each, Reference) and not torch.compiler.is_compiling():
+                self._check_reference(name, each)
         images = {name: each for name, each in inputs.items() if not isinstance(each, Reference)}
         for name, image in images.items():
             own = type(self.net) is Backbone
@@ -362,6 +490,54 @@ class LPIPS(nn.Module):
             check_pair(*(each.shape for each in inputs.values()))
         if self.check_range and not torch.compiler.is_compiling():
             self._range_check(images, normalize)
+        return list(inputs.values())
+
+    def _state(self) -> tuple[object, ...]:
+        """Return what changes when the activations of images may have changed."""
+        state: list[object] = [self.version, self.like.dtype, self.like.device]
+        modules: list[nn.Module] = [self.net]
+        while modules:  # in a quarter of the time of self.net.parameters()
+            module = modules.pop()
+            modules += [child for child in module._modules.values() if child is not None]
+            for p in module._parameters.values():
+                if p is not None:
+                    state += id(p), 0 if p.is_inference() else p._version
+        return tuple(state)
+
+    def _made_by(self) -> "_Source | None":
+        """Return the mark of references that are made now."""
+        if torch.compiler.is_compiling():
+            return None
+        state = self._state()
+        if self._source is None or self._source.state != state:
+            self._source = _Source(repr(self), state)
+        return self._source
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._source is not None and self._source.state != self._state():
+            state["_source"] = None  # a copy could not tell that references had become stale
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._source is not None:
+            self._source.state = self._state()  # a copy's parameters are others
+
+    def _check_reference(self, name: str, reference: "Reference") -> None:
+        if reference.source is None:
+            return
+        if self._source is None or reference.source is not self._source:
+            raise ValueError(
+                f"{name} is a reference that another metric made, {reference.source.name}, and this one is "
+                f"{self!r}; make it with this metric's reference(images)"
+            )
+        if self._source.state != self._state():
+            raise ValueError(
+                f"{name} is a reference that was made before the metric changed: its backbone's weights, its "
+                f"version, dtype or device; it was {self._source.name}, and is {self!r}. Make the reference "
+                "again, with reference(images)"
+            )
 
     @property
     def like(self) -> Tensor:
@@ -375,7 +551,7 @@ class LPIPS(nn.Module):
         """Whether the backbone's slices may run one by one, on both batches at once."""
         return type(self.net) is Backbone and not _hooked(self.net)
 
-    def _activate(self, images: Tensor, normalize: bool) -> "Reference":
+    def _activate(self, images: Tensor, normalize: bool, source: "_Source | None" = None) -> "Reference":
         x = self._scale(images, normalize)
         if self._own_net():
             features = self.net.activations(x)
@@ -383,7 +559,7 @@ class LPIPS(nn.Module):
             found = self.net(x)
             features = tuple(found[k] for k in range(self.L))
         lengths = tuple(comparison.lengths(f) for f in features)
-        return Reference(features, lengths, tuple(images.shape), self._dtype(images))
+        return Reference(features, lengths, tuple(images.shape), self._dtype(images), source)
 
     def _scale(self, images: Tensor, normalize: bool) -> Tensor:
         x = 2 * images - 1 if normalize else images

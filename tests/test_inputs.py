@@ -1,13 +1,15 @@
 import copy
+import itertools
 import pickle
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from peers import images
+from peers import difference, images, peers
 
 import rlpips
+from rlpips import functional
 
 
 @pytest.fixture
@@ -19,15 +21,13 @@ def metric():
     ("in0", "in1", "error", "message"),
     [
         (np.zeros((1, 3, 64, 64)), (1, 3, 64, 64), TypeError, "in0 must be a tensor .* got ndarray"),
-        (
-            (3, 64, 64),
-            (1, 3, 64, 64),
-            ValueError,
-            r"in0 must have shape \(N, 3, H, W\), got \(3, 64, 64\).*x\[None\]",
-        ),
-        ((1, 3, 64, 64), (64, 64), ValueError, r"in1 must have shape .* got \(64, 64\)"),
+        ((1, 3, 64, 64), (64,), ValueError, r"in1 must have shape .* got \(64,\)"),
+        ((1, 1, 3, 64, 64), (1, 3, 64, 64), ValueError, r"in0 must have shape \(N, 3, H, W\), got \(1, 1, 3"),
         ((1, 64, 64, 3), (1, 64, 64, 3), ValueError, "in0 must have 3 channels.*channels are last"),
-        ((1, 1, 64, 64), (1, 1, 64, 64), ValueError, "in0 must have 3 channels.*grey"),
+        ((64, 64, 3), (64, 64, 3), ValueError, r"got \(64, 64, 3\); the channels are last.*\(2, 0, 1\)"),
+        ((2, 64, 64), (2, 64, 64), ValueError, r"in0 must have shape \(N, 3, H, W\), got \(2, 64, 64\)$"),
+        ((4, 64, 64), (3, 64, 64), ValueError, r"in0 must have shape \(N, 3, H, W\), got \(4, 64, 64\)$"),
+        ((1, 3, 64, 64), (1, 2, 64, 64), ValueError, r"in1 must have 3 channels.*\(1, 2, 64, 64\)"),
         ((1, 4, 64, 64), (1, 3, 64, 64), ValueError, r"in0 must have 3 channels.*\(1, 4, 64, 64\)"),
         ((1, 3, 64, 64), (1, 3, 64, 65), ValueError, r"same height and width.*\(64, 64\) and \(64, 65\)"),
         ((2, 3, 64, 64), (3, 3, 64, 64), ValueError, "same batch size.*2 and 3"),
@@ -43,6 +43,70 @@ def test_wrong_inputs_are_named(metric, in0, in1, error, message):
     second = torch.zeros(in1)
     with pytest.raises(error, match=message):
         metric(first, second)
+
+
+SHAPES = [(2, 3, 64, 64), (1, 3, 64, 64), (2, 1, 64, 64), (1, 1, 64, 64), (3, 64, 64), (1, 64, 64), (64, 64)]
+
+
+def image(shape, seed=0):
+    return images(*(1,) * (4 - len(shape)), *shape, seed=seed).view(shape)
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_grey_and_single_images_measure_as_with_lpips(net, normalize):
+    ours, theirs = peers(net)
+    for first, second in [*zip(SHAPES, SHAPES, strict=True), *itertools.permutations(SHAPES[1:], 2)][::2]:
+        a, b = image(first), image(second, seed=1)
+        if normalize:
+            a, b = (a + 1) / 2, (b + 1) / 2
+        with torch.no_grad():
+            expected, layers = theirs(a, b, retPerLayer=True, normalize=normalize)
+            found, found_layers = ours(a, b, retPerLayer=True, normalize=normalize)
+        assert found.shape == expected.shape
+        assert difference(found, expected) <= 1e-6
+        for layer, expected_layer in zip(found_layers, layers, strict=True):
+            assert layer.shape == expected_layer.shape
+            assert difference(layer, expected_layer) <= 1e-6
+
+
+def test_maps_of_grey_images_are_those_of_lpips():
+    ours, theirs = peers("alex", spatial=True)
+    for first in SHAPES[:4]:  # by whose height and width lpips enlarges
+        for second in SHAPES:
+            pair = image(first), image(second, seed=1)
+            found, expected = ours(*pair), theirs(*pair)
+            assert found.shape == expected.shape
+            assert difference(found, expected) <= 1e-6
+    single = ours(image((64, 64)), image((3, 64, 64), seed=1))  # which lpips refuses here
+    assert torch.equal(single, ours(image((1, 1, 64, 64)), image((1, 3, 64, 64), seed=1)))
+
+
+@pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
+def test_grey_and_single_images_go_wherever_images_go(shape):
+    ours, _ = peers("alex")
+    whole = image(shape)[(None,) * (4 - len(shape))].expand(-1, 3, -1, -1)
+    other = images(2, 3, 64, 64, seed=1)
+    expected = ours(whole, other)
+    reference = ours.reference(image(shape))
+    assert reference.shape == whole.shape
+    assert torch.allclose(ours(reference, other), expected, atol=1e-6)
+    assert torch.allclose(ours(image(shape), other, tile=32), expected, atol=1e-6)
+    found = functional.lpips(dict(ours.named_parameters()), image(shape), other)
+    assert torch.allclose(found, expected.flatten(), atol=1e-6)
+    x = image(shape).requires_grad_()
+    ours(x, other).sum().backward()
+    y = whole.clone().requires_grad_()
+    ours(y, other).sum().backward()
+    assert torch.allclose(x.grad, y.grad.sum_to_size(shape), atol=1e-6)
+
+
+def test_single_images_are_single_in_functional():
+    ours, _ = peers("alex")
+    weights = dict(ours.named_parameters())
+    value = functional.lpips(weights, image((64, 64)), image((3, 64, 64), seed=1))
+    assert value.shape == ()
+    assert torch.allclose(value, ours(image((64, 64)), image((3, 64, 64), seed=1)).squeeze(), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import lpips
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -407,6 +408,134 @@ def test_references_select_like_tensors():
         assert all(torch.equal(f, g[select]) for f, g in zip(found.features, b.features, strict=True))
         assert all(torch.equal(f, g[select]) for f, g in zip(found.lengths, b.lengths, strict=True))
     assert b[torch.arange(2)] is b
+    for number in (0, -1, np.int64(1), torch.tensor(1, dtype=torch.int32)):
+        found = b[number]
+        assert found.shape == (1, 3, 64, 64)
+        assert all(torch.equal(f, g[[int(number)]]) for f, g in zip(found.features, b.features, strict=True))
+    assert [each.shape for each in b] == [(1, 3, 64, 64)] * 2
+    assert torch.equal(b[[1, 0]].features[0], b.features[0].flip(0))
+    with pytest.raises(IndexError):
+        b[2]
+    for wrong in (None, "0", (0, 1), 0.0, ...):
+        with pytest.raises(TypeError, match="selected by a number, a slice"):
+            b[wrong]
+
+
+def test_references_of_other_metrics_are_refused():
+    x = images(1, 3, 64, 64)
+    ours = build(rlpips)
+    reference = ours.reference(x)
+    others = {
+        "weights=random": build(rlpips, pretrained=False),
+        "version=0.0": build(rlpips, version="0.0"),
+        "net=vgg": build(rlpips, net="vgg"),
+        "float16": build(rlpips).half(),
+        "net=alex": build(rlpips),
+    }
+    for name, other in others.items():
+        other.reference(x.to(other.like.dtype))
+        for pair in ((x.to(other.like.dtype), reference), (reference, reference)):
+            with pytest.raises(ValueError, match=f"a reference that another metric made.*net=alex.*{name}"):
+                other(*pair)
+    assert torch.allclose(ours(x, reference), ours(x, x), atol=1e-6)
+
+
+def _step(metric):
+    optimizer = torch.optim.SGD(metric.net.parameters(), lr=0.1)
+    metric(images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _step,
+        lambda metric: metric.load_state_dict(build(rlpips).state_dict()),
+        lambda metric: metric.load_state_dict(build(rlpips).state_dict(), assign=True),
+        lambda metric: metric.net.load_state_dict(build(rlpips).net.state_dict(), assign=True),
+        lambda metric: setattr(metric, "version", "0.0"),
+        lambda metric: metric.half(),
+        lambda metric: metric.to("meta"),
+    ],
+)
+def test_references_made_before_the_metric_changed_are_refused(change):
+    metric = build(rlpips, pnet_tune=True)
+    x = images(1, 3, 64, 64)
+    reference = metric.reference(x)
+    change(metric)
+    copied = copy.deepcopy([metric, reference.source])[0]
+    with pytest.raises(ValueError, match="before the metric changed.*Make the reference again"):
+        metric(x.to(metric.like), reference)
+    with pytest.raises(ValueError, match="another metric made"):
+        copied(x.to(metric.like), reference)
+    metric(x.to(metric.like), metric.reference(x.to(metric.like)))
+
+
+def test_references_outlive_what_does_not_touch_the_backbone():
+    metric = build(rlpips, eval_mode=False, use_dropout=False)
+    x, y = images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1)
+    reference = metric.reference(y)
+    optimizer = torch.optim.Adam(metric.parameters(), lr=0.01)
+    metric(x, reference).sum().backward()
+    optimizer.step()
+    metric.eval().to(memory_format=torch.channels_last)
+    metric.spatial = True
+    metric.double().float()
+    assert torch.allclose(metric(x, reference), metric(x, y), atol=1e-6)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda holder: pickle.loads(pickle.dumps(holder))])
+def test_a_metric_is_copied_together_with_its_references(copier):
+    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
+    holder = torch.nn.Module()
+    holder.metric = build(rlpips, pnet_tune=True)
+    with torch.no_grad():
+        holder.goal = holder.metric.reference(y)
+    expected = holder.metric(x, y)
+    copied = copier(holder)
+    assert torch.allclose(copied.metric(x, copied.goal), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="another metric made"):
+        copied.metric(x, holder.goal)
+    _step(copied.metric)
+    with pytest.raises(ValueError, match="before the metric changed"):
+        copied.metric(x, copied.goal)
+    assert torch.allclose(holder.metric(x, holder.goal), expected, atol=1e-6)
+    _step(holder.metric)
+    stale = copier(holder)
+    with pytest.raises(ValueError, match="another metric made"):
+        stale.metric(x, stale.goal)
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1"])
+def test_a_reference_made_under_inference_mode_serves_in_a_loss(version):
+    metric = build(rlpips, version=version, eval_mode=False, use_dropout=False)
+    x, y = images(2, 3, 64, 64).requires_grad_(), images(2, 3, 64, 64, seed=1)
+    with torch.inference_mode():
+        whole = metric.reference(y)
+        parts = [whole, metric.reference(y.clone()), whole[torch.tensor([1, 0])], whole[0]]
+        assert metric(x, whole).is_inference()
+    for part, images_ in zip(parts, (y, y, y.flip(0), y[:1]), strict=True):
+        x.grad = None
+        metric(x, part).sum().backward()
+        found, x.grad = x.grad, None
+        metric(x, images_).sum().backward()
+        assert torch.allclose(found, x.grad, atol=1e-6)
+
+
+def test_metrics_and_references_say_what_they_are_in_a_line():
+    metric = rlpips.LPIPS(weights="robust", verbose=False)
+    assert repr(metric) == "LPIPS(net=alex, weights=robust, version=0.1, frozen, float32, cpu)"
+    assert "(metric): LPIPS(net=alex" in repr(Generator(metric))
+    found = repr(metric.reference(images(2, 3, 64, 64)))
+    assert found.startswith("Reference(images=(2, 3, 64, 64), features=[(64, 15, 15), (192, 7, 7), ")
+    assert len(found) < 150
+    other = build(rlpips, net="vgg", spatial=True, eval_mode=False, pnet_tune=True, version=0.0).half()
+    text = repr(other)
+    for word in ("net=vgg", "version=0.0", "spatial=True", "trainable=backbone+heads", "float16"):
+        assert word in text
+    assert "weights=random" in repr(build(rlpips, pretrained=False))
+    metric.load_state_dict(build(rlpips).state_dict())
+    assert "weights=a state dict" in repr(metric)
 
 
 def test_gradients_flow_through_a_reference():
@@ -454,6 +583,24 @@ def test_arguments_make_the_parts_they_name_trainable(arguments, backbone, heads
     assert metric.lins[0].model[0].training == heads
     metric.eval()
     assert not any(module.training for module in metric.modules())
+
+
+def test_train_on_a_frozen_metric_says_once_that_it_changes_nothing(caplog):
+    metric = build(rlpips)
+    for parent in (Generator(metric), torch.nn.Sequential(torch.nn.Sequential(metric))):
+        parent.train()
+        parent.train(False)
+        parent.eval()
+    metric.eval()
+    for trainable in ({"eval_mode": False}, {"pnet_tune": True}, {"pretrained": False}):
+        build(rlpips, **trainable).train()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert metric.train() is metric
+    metric.train()
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.name == "rlpips"
+    assert "eval_mode=False" in record.getMessage()
+    assert "pnet_tune=True" in record.getMessage()
 
 
 def test_dropout_runs_only_while_heads_are_trained():
@@ -720,6 +867,7 @@ def test_on_cuda_values_are_the_cpus_and_nothing_waits_for_the_device(net, monke
         ({"weights": "r-lpips-alex-linf-x00"}, "did you mean r-lpips-alex-linf-x0"),
         ({"weights": "lpips-vgg-v0.1"}, "are for net='vgg', not 'alex'"),
         ({"weights": "lpips-alex-v0.0"}, "are for version='0.0', not '0.1'"),
+        ({"version": 0.2}, "version='0.2' is unknown"),
         ({"weights": "robust", "net": "squeeze"}, "no robust weights for net='squeeze'"),
         ({"weights": "lpips-alex-v0.1", "lpips": False}, "holds heads alone"),
     ],
@@ -727,6 +875,23 @@ def test_on_cuda_values_are_the_cpus_and_nothing_waits_for_the_device(net, monke
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         build(rlpips, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("vgg", 'pass net="vgg"'), ("squeeze", "net="), ("robust", 'pass weights="robust"')]
+)
+def test_a_name_as_the_first_argument_is_an_error_that_names_the_keyword(name, message):
+    with pytest.raises(TypeError, match=message.replace('"', "'")):
+        rlpips.LPIPS(name)
+
+
+@pytest.mark.parametrize("version", [0.1, 0.0])
+def test_a_version_may_be_a_number(version):
+    metric = build(rlpips, version=version)
+    assert metric.version == str(version)
+    folder = Path(lpips.__file__).parent / "weights" / f"v{version}"
+    published = torch.load(folder / "alex.pth", map_location="cpu", weights_only=True)
+    assert torch.equal(metric.lin0.channel_weights, published["lin0.model.1.weight"])
 
 
 def test_named_heads_are_those_of_the_package():
