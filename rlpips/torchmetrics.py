@@ -1,5 +1,7 @@
 """LPIPS as a torchmetrics metric: the interface of torchmetrics' own, with the weights of this package."""
 
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from torch import Tensor
 from rlpips.backbones import ARCHITECTURES, architecture
 from rlpips.errors import MissingExtraError
 from rlpips.inputs import check_image, check_pair, check_range
-from rlpips.metric import LPIPS
+from rlpips.metric import LPIPS, Reference
 
 try:
     from torchmetrics import Metric
@@ -26,6 +28,24 @@ if TYPE_CHECKING:
 _REDUCTIONS = ("mean", "sum", "none", None)
 
 
+class _LPIPS(LPIPS):
+    """The metric, which also knows torchmetrics' name of `retPerLayer`."""
+
+    def forward(  # type: ignore[override]
+        self,
+        in0: Tensor | Reference,
+        in1: Tensor | Reference,
+        retPerLayer: bool = False,
+        normalize: bool = False,
+        tile: int | None = None,
+        *,
+        retperlayer: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Measure as `LPIPS.forward` does."""
+        per_layer = retPerLayer or retperlayer
+        return super().forward(in0, in1, per_layer, normalize, tile)  # type: ignore[call-overload, no-any-return]
+
+
 class LearnedPerceptualImagePatchSimilarity(Metric):
     """The mean distance of all pairs of images so far, in place of torchmetrics' class of the same name.
 
@@ -34,8 +54,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     Where the reduction allows, the state is a sum and a count, whose size does not grow with the images.
 
     The metric inside, `net`, is frozen: it stays in eval mode and requires no gradient. Its weights are part
-    of the state dict as they are in torchmetrics, under the same names for 'alex' and 'vgg', so that each
-    loads the other's checkpoints.
+    of the state dict as they are in torchmetrics, under the same names, so that each loads the other's
+    checkpoints. `net(x, y, retperlayer=True)` returns the shares of layers, too.
 
     Args:
         net_type: the backbone, 'alex', 'vgg' or 'squeeze'.
@@ -64,6 +84,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     plot_upper_bound: float = 1.0
     feature_network: str = "net"  # what torchmetrics' FeatureShare looks for
 
+    _told_range: bool = False
+
     total: Tensor
     count: Tensor
     scores: list[Tensor]
@@ -89,7 +111,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         self.net_type = net_type
         self.reduction = reduction
         self.normalize = normalize
-        self.net = LPIPS(net=net_type, weights=weights, check_range=False)
+        self.net = _LPIPS(net=net_type, weights=weights, check_range=False)
         for name, buffer in list(self.net.scaling_layer.named_buffers()):
             self.net.scaling_layer.register_buffer(name, buffer, persistent=False)  # as torchmetrics has it
         if reduction in ("mean", "sum"):
@@ -103,7 +125,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
 
         Args:
             img1: `(N, 3, H, W)`, RGB in [-1, 1], or [0, 1] with `normalize=True`; floating point, on the
-                metric's device.
+                metric's device. Values above 1 are measured without `normalize`, as in torchmetrics, and
+                warned of once.
             img2: likewise.
 
         Raises:
@@ -116,7 +139,10 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         for name, image in images.items():
             check_image(name, image, like=like, min_size=architecture(self.net_type).min_size)
         check_pair(img1.shape, img2.shape, names=tuple(images))
-        check_range(images, self.normalize)
+        message = check_range(images, self.normalize, beyond=not self.normalize)
+        if message and not self._told_range:
+            self._told_range = True
+            warnings.warn(f"{message}. They are measured, and this is said once.", UserWarning, stacklevel=3)
         scores = self.net(img1, img2, normalize=self.normalize).flatten()
         if self.reduction in ("mean", "sum"):
             self.total = self.total + scores.sum(dtype=self.total.dtype)
@@ -157,6 +183,24 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         """
         return self._plot(val, ax)
 
+    def state_dict(  # type: ignore[override]
+        self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Return the weights, and states that were made persistent, under torchmetrics' names."""
+        state: dict[str, Any] = super().state_dict(
+            destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        if self.net_type == "squeeze":
+            start = f"{prefix}net.net."
+            _rename(state, rf"{re.escape(start)}slice(\d+)", lambda k: f"{start}slices.{k - 1}")
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.net_type == "squeeze":
+            start = f"{prefix}net.net."
+            _rename(state_dict, rf"{re.escape(start)}slices\.(\d+)", lambda k: f"{start}slice{k + 1}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _apply(
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
     ) -> "LearnedPerceptualImagePatchSimilarity":
@@ -170,6 +214,13 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             setattr(self, name, value)
             self._defaults[name] = torch.zeros_like(value)
         return self
+
+
+def _rename(state: dict[str, Any], pattern: str, new: Callable[[int], str]) -> None:
+    """Rename the slices of a backbone in a state dict, by their numbers."""
+    for key in list(state):
+        renamed = re.sub(rf"^{pattern}(?=\.)", lambda match: new(int(match[1])), key)
+        state[renamed] = state.pop(key)
 
 
 def _wide(device: torch.device) -> torch.dtype:

@@ -268,19 +268,53 @@ def test_the_metric_inside_is_frozen_and_stays_in_eval_mode(files):
     assert all(parameter.grad is None for parameter in model.quality.parameters())
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
-def test_state_dicts_are_interchangeable_with_torchmetrics(make, net):
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("held", [False, True])
+def test_state_dicts_are_interchangeable_with_torchmetrics(make, net, held):
     ours, theirs = make(net)
     x, y = batches(1)[0]
     expected = ours(x, y)
+    if held:
+        quality = ours
+        ours, theirs = torch.nn.ModuleList([ours]), torch.nn.ModuleList([theirs])
     assert set(ours.state_dict()) == set(theirs.state_dict())
     changed = {key: 0.5 * value for key, value in theirs.state_dict().items()}
     ours.load_state_dict(changed)
-    assert not torch.allclose(ours(x, y), expected)
     theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(ours.state_dict())
+    if held:
+        ours, theirs = quality, theirs[0]
+    assert not torch.allclose(ours(x, y), expected)
     ours.reset()
     theirs.reset()
     assert torch.allclose(ours(x, y), theirs(x, y), rtol=1e-4)
+
+
+def test_the_net_inside_takes_torchmetrics_name_for_the_shares_of_layers(make):
+    ours, theirs = make()
+    x, y = batches(1)[0]
+    value, layers = ours.net(x, y, retperlayer=True, normalize=False)
+    expected, expected_layers = theirs.net(x, y, retperlayer=True, normalize=False)
+    assert torch.allclose(value, expected, rtol=1e-4)
+    for layer, expected_layer in zip(layers, expected_layers, strict=True):
+        assert torch.allclose(layer, expected_layer, rtol=1e-3, atol=1e-6)
+    assert torch.equal(ours.net(x, y, retPerLayer=True)[0], value)
+    assert torch.equal(ours.net(x, y), value)
+
+
+def test_weights_saved_under_the_names_of_lpips_load(make):
+    ours, _ = make("squeeze")
+    x, y = batches(1)[0]
+    expected = ours(x, y)
+    state = {
+        f"net.{key}": value for key, value in peers("squeeze")[0].state_dict().items() if "scaling" not in key
+    }
+    other = copy.deepcopy(ours)
+    with torch.no_grad():
+        for parameter in other.net.parameters():
+            parameter.mul_(0.5)
+    other.load_state_dict(state)
+    assert torch.equal(other(x, y), expected)
 
 
 # --- precision and devices ----------------------------------------------------------------------------------
@@ -493,11 +527,23 @@ def test_wrong_images_are_named_and_refused_by_torchmetrics_too(make, x, y, norm
         theirs.update(x, y)
 
 
-def test_images_beyond_one_are_refused_where_torchmetrics_measures_them(make):
+def test_images_beyond_one_are_measured_as_in_torchmetrics_with_one_warning(make):
     ours, theirs = make()
-    theirs.update(GOOD * 300, GOOD)
-    with pytest.raises(ValueError, match=r"img1 has values in \[150, 150\]"):
-        ours.update(GOOD * 300, GOOD)
+    x, y = batches(1)[0]
+    with pytest.warns(
+        UserWarning, match=r"img1 has values in .*; images must lie in \[-1, 1\]. They are"
+    ) as caught:
+        ours.update(127.5 * (x + 1), y)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.update(x, 127.5 * (y + 1))
+    theirs.update(127.5 * (x + 1), y)
+    theirs.update(x, 127.5 * (y + 1))
+    assert torch.allclose(ours.compute(), theirs.compute(), rtol=1e-4)
+    for wrong in (GOOD * torch.inf, GOOD * 5 - 10, torch.cat([GOOD * 300, GOOD * torch.nan])[1:3]):
+        with pytest.raises(ValueError, match="img2"):
+            ours.update(GOOD, wrong)
     with pytest.raises(TypeError, match=r"img1 must be floating point.* use x / 127.5 - 1"):
         ours.update((GOOD * 255).byte(), GOOD)
 
