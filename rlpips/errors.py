@@ -37,3 +37,19 @@ class MissingExtraError(ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'; install it with: pip install 'rlpips[{extra}]'")
+
+
+def printable(text: str, limit: int = 200) -> str:
+    r"""Return foreign text as a message may show it: what is not printable escaped, and cut.
+
+    Args:
+        text: of a file, a file's name or a server; its control characters would steer a terminal.
+        limit: the most characters returned.
+
+    >>> printable("Not\x1b[2J Found")
+    'Not\\x1b[2J Found'
+    """
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[: limit + 1]
+    )
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
