@@ -23,7 +23,7 @@ from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
-_OUTSIDE = ("weights/README.md", "CHANGELOG.md", "examples/reconstructions.png")
+_OUTSIDE = ("weights/README.md", "CHANGELOG.md")
 
 
 def on_files(files: Files, config: Any) -> Files:

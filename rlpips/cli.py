@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 import rlpips
 from rlpips.cli_evaluate import add_evaluate
 from rlpips.cli_export import add_export
+from rlpips.cli_failures import Failure, tell_failures, tell_left_out
 from rlpips.cli_parts import add_metric_options, columns, output_file, plot_file, positive, tell, write_output
 from rlpips.cli_pictures import add_heatmap, draw_sheet
+from rlpips.cli_process import run_command
 from rlpips.cli_train import add_train
-from rlpips.files import files, partners
+from rlpips.errors import printable
+from rlpips.files import descriptor_of, files, partners
 
 if TYPE_CHECKING:
     from rlpips.measure import Measured
@@ -28,30 +30,41 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Distances: 0 is the same image, larger is more different. Exit status: 0 done, 1 something could not be \
-measured or done, 2 wrong usage, 130 interrupted."
+measured or done, 2 wrong usage, 130 interrupted, 143 terminated."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(format="rlpips: %(message)s", level=logging.WARNING)
-    try:
+
+    def command(options: argparse.Namespace) -> int:
+        _parser().parse_args(arguments, options)
+        logging.basicConfig(format="rlpips: %(message)s", level=logging.WARNING)
+        if getattr(options, "device", None) == "auto":
+            from rlpips.processes import best_device
+
+            options.device = best_device()  # the one that reports name
         status: int = options.run(options)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        tell(f"error: {error}")
-        return 1
-    return status
+        return status
+
+    return run_command(command)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes, before and after the name of a command, what goes with all of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument(
+            "--traceback",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="after an error, show where in the code it came from",
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rlpips", description="Perceptual distances between images (LPIPS, R-LPIPS).", epilog=_EPILOG
     )
     parser.add_argument("--version", action="version", version=f"rlpips {rlpips.__version__}")
@@ -178,7 +191,7 @@ def _add_measuring_options(command: argparse.ArgumentParser) -> Any:
 
 
 def _distance(options: argparse.Namespace) -> int:
-    return _measure(options, [(options.a, options.b)], [])
+    return _measure(options, [(options.a, options.b)], [], [])
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -186,23 +199,51 @@ def _compare(options: argparse.Namespace) -> int:
         from rlpips.plots import check_plot_file
 
         check_plot_file(options.plot)
+    from rlpips.images import may_be_image
+
     pairs, alone = partners(options.dir0, options.dir1)
-    return _measure(options, pairs, alone)
+    measured: list[tuple[Path, Path]] = []
+    failures: list[Failure] = []
+    left_out: list[Path] = []
+    for pair in pairs:
+        if any(map(may_be_image, pair)):  # one is enough for the other to be missed
+            measured.append(pair)
+        else:
+            left_out += pair
+    for path, problem in alone:
+        if may_be_image(path):
+            failures.append(Failure(path, problem))
+        else:
+            left_out.append(path)
+    for folder in (options.dir0, options.dir1):
+        failures += [
+            Failure(path, "is a folder in a folder, whose files are not compared")
+            for path in sorted(folder.iterdir())
+            if path.is_dir() and not path.name.startswith(".")
+        ]
+    return _measure(options, measured, failures, left_out)
 
 
 def _pairs(options: argparse.Namespace) -> int:
-    images = files(options.dir)
+    from rlpips.images import may_be_image
+
+    found = files(options.dir)
+    images: list[Path] = []
+    left_out: list[Path] = []
+    for path in found:
+        (images if may_be_image(path) else left_out).append(path)
     if options.all:
         # images in tiles have no embeddings
         combined = images if options.tile is None else ()
-        return _measure(options, list(itertools.combinations(images, 2)), [], combined)
-    return _measure(options, list(itertools.pairwise(images)), [])
+        return _measure(options, list(itertools.combinations(images, 2)), [], left_out, combined)
+    return _measure(options, list(itertools.pairwise(images)), [], left_out)
 
 
 def _measure(
     options: argparse.Namespace,
     pairs: Sequence[tuple[Path, Path]],
-    failures: list[tuple[Path, str]],
+    failures: list[Failure],
+    left_out: Sequence[Path],
     combined: Sequence[Path] = (),
 ) -> int:
     """Measure pairs, or all of the files `combined`, write the report, name what could not be measured."""
@@ -228,56 +269,68 @@ def _measure(
                     bar.update()
                 unreadable |= result.unreadable
                 if result.problem:
-                    failures.append((result.a, f"and {result.b}: {result.problem}"))
+                    failures.append(Failure(result.a, result.problem, result.b))
                 elif not result.unreadable:
                     results.append(result)
-        failures += unreadable.items()
+        failures += [Failure(path, problem) for path, problem in unreadable.items()]
     elif not failures:
+        tell_left_out(left_out)
         raise ValueError("there are no two images to compare")
-    _report(options, results, failures)
-    for path, problem in failures:
-        tell(problem, str(path))
+    _report(options, results, failures, left_out)
+    tell_failures(failures)
+    tell_left_out(left_out)
     if options.plot is not None:
         draw_sheet(options, results)
     return 1 if failures else 0
 
 
-def _report(options: argparse.Namespace, results: list["Measured"], failures: list[tuple[Path, str]]) -> None:
-    """Write what was measured to stdout or the output file."""
+def _report(
+    options: argparse.Namespace, results: list["Measured"], failures: list[Failure], left_out: Sequence[Path]
+) -> None:
+    """Write what was measured to stdout, or to the output file with a summary on stdout."""
     suffix = options.output.suffix.lower() if options.output else ""
     kind = options.format or {".csv": "csv", ".json": "json"}.get(suffix, "table")
     if kind == "csv":
         text = _csv(results)
     elif kind == "json":
-        text = _json(options, results, failures)
+        text = _json(options, results, failures, left_out)
     else:
         text = _table(options, results)
     if options.output is None:
         sys.stdout.write(text)
         return
     write_output(options.output, text)
+    if options.run is not _distance and descriptor_of(options.output) != 1:  # not into the table there
+        print(_summary_line(results))
 
 
-def _summary(results: list["Measured"]) -> tuple[float, float]:
-    """Return the mean distance and its standard error, NaN where they are not defined."""
+def _summary(results: list["Measured"]) -> dict[str, float | None]:
+    """Return the mean distance, its standard error and the median, None where they are not defined."""
     values = [result.distance for result in results]
-    mean = statistics.fmean(values) if values else math.nan
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return mean, error
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "standard_error": statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+        "median": statistics.median(values) if values else None,
+    }
+
+
+def _summary_line(results: list["Measured"]) -> str:
+    count = f"{len(results)} pair{'s' if len(results) != 1 else ''}"
+    numbers = _summary(results).items()
+    return ", ".join([count, *(f"{name.replace('_', ' ')} {n:.4f}" for name, n in numbers if n is not None)])
 
 
 def _table(options: argparse.Namespace, results: list["Measured"]) -> str:
     if options.run is _distance:
         return "".join(f"{result.distance:.4f}\n" for result in results)
     if options.run is _compare:
-        rows = [(result.a.name, f"{result.distance:.4f}") for result in results]
+        rows = [(printable(result.a.name), f"{result.distance:.4f}") for result in results]
     else:
-        rows = [(f"{result.a.name}  {result.b.name}", f"{result.distance:.4f}") for result in results]
-    mean, error = _summary(results)
-    summary = f"{len(results)} pair{'s' if len(results) != 1 else ''}"
-    summary += "" if math.isnan(mean) else f", mean {mean:.4f}"
-    summary += "" if math.isnan(error) else f", standard error {error:.4f}"
-    return "\n".join([*columns(rows), summary]) + "\n"
+        rows = [
+            (f"{printable(result.a.name)}  {printable(result.b.name)}", f"{result.distance:.4f}")
+            for result in results
+        ]
+    return "\n".join([*columns(rows), _summary_line(results)]) + "\n"
 
 
 def _csv(results: list["Measured"]) -> str:
@@ -288,18 +341,20 @@ def _csv(results: list["Measured"]) -> str:
     return text.getvalue()
 
 
-def _json(options: argparse.Namespace, results: list["Measured"], failures: list[tuple[Path, str]]) -> str:
-    mean, error = _summary(results)
+def _json(
+    options: argparse.Namespace, results: list["Measured"], failures: list[Failure], left_out: Sequence[Path]
+) -> str:
     document = {
         "rlpips": rlpips.__version__,
         "net": options.net,
         "weights": options.weights,
         "version": options.version,
         "resize": options.resize,
-        "mean": None if math.isnan(mean) else mean,
-        "standard_error": None if math.isnan(error) else error,
+        "device": options.device,
+        **_summary(results),
         "pairs": [{"a": str(r.a), "b": str(r.b), "distance": r.distance} for r in results],
-        "failed": [{"file": str(path), "problem": problem} for path, problem in failures],
+        "failed": [failure.to_json() for failure in failures],
+        "left_out": [str(path) for path in left_out],
     }
     return json.dumps(document, indent=2) + "\n"
 
@@ -412,10 +467,12 @@ def _for_each(names: Iterable[str], action: Callable[["WeightsEntry"], str]) -> 
     status = 0
     for checked in [entry(name) for name in names]:
         try:
-            print(action(checked), flush=True)
+            done = action(checked)
         except (OSError, ValueError, RuntimeError) as error:
             tell(f"error: {error}")
             status = 1
+            continue
+        print(done, flush=True)
     return status
 
 

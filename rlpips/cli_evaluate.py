@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlpips.cli_judged import Judged, report_judged
 from rlpips.cli_parts import (
     UNDEFINED,
+    add_device_option,
     check,
     columns,
     load_metric,
@@ -98,7 +99,7 @@ def _add_metric_options(report: argparse.ArgumentParser, batch_size: int) -> Non
         help="weights as for 'rlpips distance', after another net's name and a colon (vgg:standard), or "
         "MODULE:FUNCTION of a Python module, which returns a metric (robust)",
     )
-    report.add_argument("--device", default="cpu", help="where to compute (cpu)")
+    add_device_option(report)
     report.add_argument(
         "--batch-size",
         type=positive,

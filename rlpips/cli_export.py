@@ -43,7 +43,7 @@ def _export(options: argparse.Namespace) -> int:
     )
     name = robust_default(options.net) if options.weights == "robust" else Path(options.weights).name
     difference = export_metric(metric, options.output, weights=name)
-    size = f"{options.output.stat().st_size / 1e6:.1f} MB"
+    size = f"{options.output.stat().st_size / 1e6:.1f} MB" if options.output.is_file() else "written"
     if difference is None:
         print(f"{options.output}: {size}, not compared with PyTorch, as onnxruntime is not installed")
     else:

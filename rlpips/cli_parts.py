@@ -3,12 +3,15 @@
 import argparse
 import importlib
 import json
+import stat
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rlpips
+from rlpips.errors import printable
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +44,15 @@ def image_size(text: str) -> tuple[int, int]:
 def output_file(text: str) -> Path:
     """Read the path of a file that is to be written, in a folder that exists."""
     path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be written: {'it' if path.is_dir() else 'its folder'} \
-{'is a folder' if path.is_dir() else 'does not exist'}"
-        )
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = 0
+    except OSError as error:  # such as: the name is too long
+        raise argparse.ArgumentTypeError(f"{text!r:.80} cannot be written: {error.strerror}") from None
+    if stat.S_ISDIR(mode) or not path.absolute().parent.is_dir():
+        reason = "it is a folder" if stat.S_ISDIR(mode) else "its folder does not exist"
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {reason}")
     return path
 
 
@@ -70,7 +77,10 @@ def output_folder(text: str) -> Path:
 def tell(problem: object, about: str = "") -> None:
     """Print a problem to stderr on one line, with what it is about in front unless it begins so."""
     text = str(problem)
-    print(f"rlpips: {text if text.startswith(about) else f'{about} {text}'}", file=sys.stderr)
+    text = text if text.startswith(about) else f"{about} {text}"
+    line = " ".join(part.strip() for part in text.splitlines())
+    with suppress(OSError):  # a log that cannot be written does not end the work
+        print(f"rlpips: {printable(line, 2000)}", file=sys.stderr)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -90,7 +100,8 @@ def write_output(path: Path, text: str) -> None:
     from rlpips.files import write_atomically
 
     try:
-        write_atomically(path, text.encode())
+        # Names of files may hold what is no text.
+        write_atomically(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
 
@@ -124,12 +135,19 @@ def add_weights_options(command: argparse.ArgumentParser) -> Any:
     return group
 
 
+def add_device_option(group: Any) -> None:
+    """Add the option that names where to compute; `main` replaces 'auto' by the device that it means."""
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="where to compute: auto (the default: cuda, or mps, or else cpu), cpu, cuda, cuda:1, mps",
+    )
+
+
 def add_metric_options(command: argparse.ArgumentParser) -> Any:
     """Add the options that name one metric, and how images come to it; return their group."""
     group = add_weights_options(command)
-    group.add_argument(
-        "--device", default="cpu", help="where to compute: cpu (the default), cuda, cuda:1, mps"
-    )
+    add_device_option(group)
     group.add_argument(
         "--resize", type=image_size, metavar="HxW", help="bring all images to this height and width"
     )

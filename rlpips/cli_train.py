@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpips.cli_parts import load_metric, positive
+from rlpips.cli_parts import add_device_option, load_metric, positive
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def add_train(commands: Any) -> None:
         recipe.add_argument("--" + name.replace("_", "-"), dest=f"recipe_{name}", default=None, **options)
 
     group = command.add_argument_group("machine")
-    group.add_argument("--device", default="cpu", help="where to train (cpu)")
+    add_device_option(group)
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read data (0)")
     group.add_argument(
         "--parts", type=positive, default=1, metavar="N", help="compute a batch in parts, to save memory (1)"

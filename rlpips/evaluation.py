@@ -194,7 +194,7 @@ def measure_2afc(
                 break
             with torch.no_grad():
                 d0, d1 = objective.distances(attacked, torch.arange(len(rows), device=ref.device))
-        own[number] = [each.flatten().double().cpu().numpy() for each in (d0, d1, judge)]
+        own[number] = [each.flatten().cpu().double().numpy() for each in (d0, d1, judge)]
         undefined = np.isnan(own[number][0] + own[number][1])
         if undefined.any():
             own[number] = _undefined(metric, dataset, rows[int(undefined.argmax())])
@@ -235,7 +235,7 @@ def measure_jnd(
         p0, p1, same = (_stack(examples, key, device) for key in ("p0", "p1", "same"))
         with torch.no_grad():
             d = distances(metric, p0, p1)
-        own[number] = [each.flatten().double().cpu().numpy() for each in (d, same)]
+        own[number] = [each.flatten().cpu().double().numpy() for each in (d, same)]
         undefined = np.isnan(own[number][0])
         if undefined.any():
             own[number] = _undefined(metric, dataset, rows[int(undefined.argmax())])

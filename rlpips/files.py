@@ -1,7 +1,10 @@
 """Files of folders, and writing files so that no reader ever sees half of one."""
 
 import os
+import re
+import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,18 +33,43 @@ def partners(folder0: Path, folder1: Path) -> tuple[list[tuple[Path, Path]], lis
     """
     named0, named1 = ({path.name: path for path in files(folder)} for folder in (folder0, folder1))
     pairs = [(path, named1[name]) for name, path in named0.items() if name in named1]
-    alone = [(path, f"has no partner in {folder1}") for name, path in named0.items() if name not in named1]
-    alone += [(path, f"has no partner in {folder0}") for name, path in named1.items() if name not in named0]
+    alone = _without(named1, named0, folder1) + _without(named0, named1, folder0)
     return pairs, alone
 
 
+def _without(there: Mapping[str, Path], here: Mapping[str, Path], folder: Path) -> list[tuple[Path, str]]:
+    """List the files here without a partner there, in `folder`, and say so."""
+    stems = {path.stem for name, path in there.items() if name not in here}
+    problem = f"has no partner in {folder}"
+    hint = f"{problem}, but a file there differs from it in the suffix only"
+    return [
+        (path, hint if path.stem in stems else problem) for name, path in here.items() if name not in there
+    ]
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path` and then rename it, so `path` is whole or untouched.
+    """Write a file so that it is whole or untouched; a link to one stays, and what it leads to is written.
+
+    The data go to a temporary file, which is then renamed. What is no regular file, such as a device, a pipe
+    or a descriptor of this process ('/dev/stdout', '/dev/fd/3'), is written straight into.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; nothing is left behind.
+        OSError: it cannot be written, or the disk is full; nothing is left behind.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor = descriptor_of(path)
+    if descriptor is not None:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # which may be where it leads, and what was printed comes first
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(data)
+        return
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            file.write(data)
+        return
+    target = Path(os.path.realpath(path))
+    # The temporary name begins as the file's own, but a name may be as long as names can be.
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:48]}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -50,8 +78,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
-        Path(temporary).replace(path)
+        Path(temporary).replace(target)
     except BaseException:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def descriptor_of(path: Path) -> int | None:
+    """Return the number of the open file that a path such as '/dev/stdout' or '/dev/fd/3' names."""
+    text = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(str(path), str(path))
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", text)
+    return int(found[1]) if found else None

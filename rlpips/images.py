@@ -17,6 +17,7 @@ What becomes of a file:
 """
 
 import io
+import re
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -32,6 +33,13 @@ from torch import Tensor
 from rlpips.errors import ImageError
 
 Array = npt.NDArray[Any]
+
+# How the files of common formats begin, read here or not.
+_START = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-7Ff]\s|8BPS|qoif|\0\0[\1\2]\0"
+    rb"|.{4}ftyp(?:avi|hei|hev|mif|msf)|\0{3}\x0c(?:jP|JXL) |\xffO\xffQ|\xff\x0a",
+    re.DOTALL,
+)
 
 
 def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -75,6 +83,19 @@ def read_image(path: str | PathLike[str], *, drop_alpha: bool = False) -> npt.ND
         raise ImageError(f"{path}: {error}") from None
     except Exception as error:  # damaged bytes make decoders raise almost anything
         raise ImageError(f"{path}: the file is damaged ({error})") from error
+
+
+def may_be_image(path: Path) -> bool:
+    """Tell whether a file begins as images do, or nothing can be told of it, as it is empty or not readable.
+
+    It says which files of a folder are other things: whether an image is whole, `load_image` finds out.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return True
+    return not start or _START.match(start) is not None
 
 
 def to_rgb(image: Image.Image, *, drop_alpha: bool = False) -> npt.NDArray[np.uint8]:

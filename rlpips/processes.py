@@ -3,7 +3,9 @@
 Batches are the same whatever the number of processes, so that the numbers are, too.
 """
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +58,25 @@ class Processes:
             torch.distributed.broadcast_object_list(found)
         result: T = found[0]
         return result
+
+
+def best_device() -> str:
+    """Name the fastest kind of device of this machine: cuda, or mps, or else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def end_with_parent() -> None:
+    """End this process, which `multiprocessing` started, when its parent ends, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -346,7 +346,7 @@ def _distances(metric: Metric, images: Tensor, anchor: Any) -> Distances:
     with torch.no_grad():
         found = distances(metric, images, anchor)
         nowhere = images.flatten(1).isnan().any(dim=1)  # whatever a metric says of images that are NaN
-        return found.masked_fill(nowhere, math.nan).double().cpu().numpy()
+        return found.masked_fill(nowhere, math.nan).cpu().double().numpy()
 
 
 def _attack(attack: Attack, metric: Metric, x: Tensor, numbers: range) -> Tensor:

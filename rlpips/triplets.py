@@ -38,6 +38,7 @@ from rlpips.errors import DatasetError, ImageError
 from rlpips.files import write_atomically
 from rlpips.images import read_image, to_png, to_tensor
 from rlpips.panel import METRICS, PANEL, Metric, check_panel, votes
+from rlpips.processes import end_with_parent
 from rlpips.progress import progress
 
 _PARTS = ("ref", "p0", "p1", "judge")
@@ -159,7 +160,7 @@ def make_triplets(
     job = _Job(files, size, seed, labels, chosen, chosen_panel, chosen_agree)
     folder = Path(out) / "2afc" / split / subset
     record = _Record.open(folder, _settings(job, Path(photos)))
-    if len(record.kept) < count:
+    if job.panel and len(record.kept) < count:
         check_panel(job.panel, job.size)
     folder.parent.mkdir(parents=True, exist_ok=True)
     record.save()
@@ -489,6 +490,7 @@ _worker: "_Maker | None" = None
 def _start_worker(job: _Job) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     _worker = _Maker(job)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import interruptible
 from PIL import Image
 
 import rlpips
@@ -92,10 +93,11 @@ def test_compare_measures_partners_and_names_what_it_could_not(folders, weights,
     lines = out.splitlines()
     assert lines[:2] == [f"{i}.png  {distance:.4f}" for i, distance in enumerate(distances)]
     error = abs(distances[0] - distances[1]) / 2
-    assert lines[2] == f"2 pairs, mean {np.mean(distances):.4f}, standard error {error:.4f}"
+    mean = np.mean(distances)  # of two, which is the median
+    assert lines[2] == f"2 pairs, mean {mean:.4f}, standard error {error:.4f}, median {mean:.4f}"
     assert len(lines) == 3
     assert status == 1
-    assert f"rlpips: {one / 'notes.txt'} has no partner in {two}" in err
+    assert f"rlpips: 1 file that is no image was left out: {one / 'notes.txt'}" in err
     assert f"rlpips: {two / 'extra.png'} has no partner in {one}" in err
     assert "2.png" in err
     assert "64 x 64 and 72 x 64 pixels; --resize" in err
@@ -130,11 +132,70 @@ def test_pairs(folders, weights, capsys, batch_size):
 
 def test_an_unreadable_file_is_named_once(folders, weights, capsys):
     one, _ = folders
+    whole = (one / "0.png").read_bytes()
+    (one / "3.png").write_bytes(whole[: len(whole) // 2])
     status, out, err = run("pairs", one, "--all", "--weights", weights, capsys=capsys)
     assert status == 1
     assert len(out.splitlines()) == 4
-    assert err.count("notes.txt") == 1
-    assert "not an image" in err
+    assert err.count("3.png") == 1
+    assert "damaged" in err
+
+
+def test_files_that_are_no_images_are_counted_and_left_out(weights, capsys, tmp_path):
+    for name in ("cat.png", "cat-blurred.png"):
+        (tmp_path / name).write_bytes((ROOT / "examples" / name).read_bytes())
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text("Prose, and no picture")
+    status, out, err = run("pairs", tmp_path, "--weights", weights, capsys=capsys)
+    assert (status, len(out.splitlines())) == (0, 2)
+    named = ", ".join(str(tmp_path / f"{name}.txt") for name in "abc")
+    assert err == f"rlpips: 4 files that are no images were left out: {named}, ...\n"
+    assert run("pairs", tmp_path, "--json", "--weights", weights, capsys=capsys)[1].count(".txt") == 4
+    other = tmp_path.parent / f"{tmp_path.name}-other"
+    other.mkdir()
+    for name in ("cat.png", "a.txt"):
+        (other / name).write_bytes((tmp_path / name).read_bytes())
+    (other / "cat-blurred.png").write_text("no picture, where its partner is one")
+    status, _, err = run("compare", tmp_path, other, "--weights", weights, capsys=capsys)
+    assert status == 1
+    assert f"{other / 'cat-blurred.png'}: not an image" in err
+    assert "5 files that are no images were left out" in err
+
+
+def test_pairs_of_the_examples_are_measured(weights, capsys):
+    status, out, err = run("pairs", ROOT / "examples", "--weights", weights, capsys=capsys)
+    assert status == 0
+    assert "no images were left out" in err
+    assert len(out.splitlines()) == len(list((ROOT / "examples").glob("*.png")))
+
+
+def test_compare_names_folders_and_other_suffixes(folders, weights, capsys):
+    one, two = folders
+    (two / "extra.png").unlink()
+    for name in ("0", "1"):
+        (two / f"{name}.png").rename(two / f"{name}.jpg")
+    (one / "more").mkdir()
+    (one / "more" / "x.png").write_bytes((one / "0.png").read_bytes())
+    status, _, err = run("compare", one, two, "--resize", "64", "--weights", weights, capsys=capsys)
+    assert status == 1
+    hint = "but a file there differs from it in the suffix only"
+    assert f"{one / '0.png'} has no partner in {two}, {hint} (and 1 more: {one / '1.png'})" in err
+    assert f"{two / '0.jpg'} has no partner in {one}, {hint} (and 1 more: {two / '1.jpg'})" in err
+    assert f"{one / 'more'} is a folder in a folder, whose files are not compared" in err
+
+
+def test_failures_of_a_kind_are_told_on_one_line_and_all_in_the_json(weights, capsys, tmp_path):
+    for k in range(7):
+        Image.new("RGB", (64 + k, 64)).save(tmp_path / f"{k}.png")
+    (tmp_path / "8.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    status, out, err = run("pairs", tmp_path, "--all", "--json", "--weights", weights, capsys=capsys)
+    assert status == 1
+    sizes, damaged = err.splitlines()
+    assert "the images differ in size" in sizes
+    second, third = (f"{tmp_path / '0.png'} and {tmp_path / f'{k}.png'}" for k in (2, 3))
+    assert f"(and 20 more: {second}, {third}, ...)" in sizes
+    assert str(tmp_path / "8.png") in damaged
+    assert len(json.loads(out)["failed"]) == 22
 
 
 def test_csv_and_json(folders, weights, capsys):
@@ -155,7 +216,10 @@ def test_csv_and_json(folders, weights, capsys):
         "distance": pytest.approx(value),
     }
     assert report["mean"] == pytest.approx(np.mean([pair["distance"] for pair in report["pairs"]]))
-    assert {Path(failure["file"]).name for failure in report["failed"]} == {"notes.txt", "extra.png", "2.png"}
+    assert {Path(failure["file"]).name for failure in report["failed"]} == {"extra.png", "2.png"}
+    assert report["left_out"] == [str(one / "notes.txt")]
+    assert report["median"] == pytest.approx(np.median([pair["distance"] for pair in report["pairs"]]))
+    assert report["device"] == "cpu"
     assert (report["net"], report["weights"], report["version"]) == ("alex", weights, "0.1")
     _, out, _ = run("distance", CAT, BLURRED, "--weights", weights, "--json", capsys=capsys)
     assert json.loads(out)["standard_error"] is None
@@ -167,10 +231,11 @@ def test_output_files_are_written_whole_or_not_at_all(folders, weights, capsys, 
         target = tmp_path / name
         target.write_text("old")
         status, out, _ = run("compare", one, two, "--weights", weights, "-o", target, capsys=capsys)
-        assert (status, out) == (1, "")
+        assert (status, out.splitlines()[0][:13]) == (1, "2 pairs, mean")
+        assert len(out.splitlines()) == 1
         text = target.read_text()
         assert text.startswith({"report.csv": "a,b,", "report.json": "{", "report.txt": "0.png"}[name])
-    assert not list(tmp_path.glob(".report*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_output_file_that_cannot_be_written_is_told_before_the_work(weights, capsys, tmp_path):
@@ -292,8 +357,9 @@ def test_ctrl_c_ends_quietly_with_130(weights, tmp_path):
     )
     command = [sys.executable, "-c", code, "pairs", "--all", str(tmp_path), "--weights", weights]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        preexec_fn=interruptible,
+    )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)

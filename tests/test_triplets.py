@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import interruptible
 from PIL import Image
 
 import rlpips
@@ -143,7 +145,9 @@ def test_workers_change_nothing(photos, tmp_path, labels):
 def test_a_killed_run_leaves_whole_files_and_is_continued(photos, tmp_path):
     command = [sys.executable, "-m", "rlpips.cli", "triplets", str(photos), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*command, "--count", "100000"], env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--count", "100000"], env=environment, stderr=subprocess.PIPE, preexec_fn=interruptible
+    )
     judge = tmp_path / "out" / "2afc" / "val" / "triplets" / "judge"
     for _ in range(1200):
         if len(list(judge.glob("*.npy"))) > 10:
@@ -164,7 +168,9 @@ def test_a_killed_run_leaves_whole_files_and_is_continued(photos, tmp_path):
 def test_ctrl_c_while_workers_start_ends_quietly(photos, tmp_path):
     command = [sys.executable, "-m", "rlpips.cli", "triplets", str(photos), str(tmp_path), "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible
+    )
     for _ in range(1200):
         if (tmp_path / "2afc" / "val" / "triplets.json").exists():
             break
@@ -173,6 +179,35 @@ def test_ctrl_c_while_workers_start_ends_quietly(photos, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_started_them(photos, tmp_path, sent):
+    command = [sys.executable, "-m", "rlpips.cli", "triplets", str(photos), str(tmp_path), "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*command, "--count", "100000"], env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+    judge = tmp_path / "2afc" / "val" / "triplets" / "judge"
+    try:
+        while not list(judge.glob("*.npy")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(sent)
+        # The workers share this pipe: it ends when the last of them does.
+        _, err = process.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if sent == signal.SIGTERM:
+        assert (process.returncode, err) == (143, b"")
+        assert not list(tmp_path.rglob(".*"))  # no half of a file
+
+
+def test_photos_that_are_too_small_are_the_error_however_large_the_size(photos, tmp_path):
+    with pytest.raises(DatasetError, match="are smaller than 100000 pixels"):
+        make_triplets(photos, tmp_path, size=100_000)
 
 
 def test_labels_by_a_panel_are_the_votes_of_its_metrics(photos, tmp_path):

@@ -73,7 +73,8 @@ def write_text(figure: "Figure", left: float, top: float, text: str, size: float
     """Add text, which starts (or as `ha` and `va` say) at a place in inches from the left and upper sides."""
     across, down = figure.get_size_inches()
     style = {"va": "top", "color": INK, **style}
-    # The name of a file is no formula, whatever signs are in it.
+    text = text.encode(errors="backslashreplace").decode()  # the name of a file may be no text
+    # Nor is it a formula, whatever signs are in it.
     return figure.text(left / across, 1 - top / down, text, fontsize=size, parse_math=False, **style)
 
 
