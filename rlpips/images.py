@@ -1,24 +1,30 @@
 """Image files, arrays and tensors, brought to what the metric takes. Only this module knows file formats.
 
-What becomes of a file:
+Files are PNG, JPEG, WebP, AVIF (where Pillow reads it), JPEG 2000, TIFF, BMP, GIF, PPM, PGM or PBM, whatever
+their names end in. No other decoder of Pillow sees a file: that of EPS runs Ghostscript, and rare ones are
+little tested. What becomes of a file:
 
 | file | outcome |
 | --- | --- |
 | 8-bit RGB | as it is |
 | grey, palette, black and white | converted to RGB |
-| alpha | dropped where every pixel is opaque, else refused but by `load_image`: the background is not known |
+| alpha | dropped if all is opaque; else laid over a background, or refused without; `load_image` drops it |
 | 16 bits a channel | the higher 8 bits, as in `lpips` |
 | CMYK, YCbCr, HSV | converted to RGB, without colour profiles |
 | EXIF orientation | applied |
 | colour profile | ignored, as in `lpips` |
 | several frames | refused, but for MPO, a camera's JPEG with previews: its first |
 | float, 32-bit integer, Lab, raw (DNG) | refused: their range or rendering is not known |
-| empty, truncated, not an image, larger than Pillow's limit | refused |
+| empty, truncated, not an image, another format, larger than Pillow's limit | refused |
 """
 
+import errno
+import importlib.util
 import io
+import operator
 import re
 import warnings
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,12 +33,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rlpips.errors import ImageError
 
 Array = npt.NDArray[Any]
+Colour = tuple[int, int, int]
+
+# JPEG's decoder reads MPO, PPM's reads PGM and PBM. AVIF came with Pillow 11.3.
+_FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000"]
+if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:
+    _FORMATS.append("AVIF")
 
 # How the files of common formats begin, read here or not.
 _START = re.compile(
@@ -55,19 +67,25 @@ def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
     return read_image(path, drop_alpha=True)
 
 
-def read_image(path: str | PathLike[str], *, drop_alpha: bool = False) -> npt.NDArray[np.uint8]:
-    """Read an image file as `load_image` does, but refuse transparent pixels unless told to drop alpha.
+def read_image(
+    path: str | PathLike[str], background: Colour | None = None, *, drop_alpha: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Read an image file as `load_image` does, but refuse transparent pixels.
+
+    Unless there is a background, which they are laid over, or alpha is to be dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: the file is not an image that can be measured; the message names it and says why.
+        MemoryError: there is not enough memory; the message names the file.
+        OSError: the file cannot be read now, such as for lack of permission; the message names it.
     """
     path = Path(path)
     if path.suffix.lower() == ".dng":
         raise ImageError(f"{path}: raw photographs are not rendered here; convert it to PNG or TIFF first")
     try:
-        with Image.open(path) as image:
-            return to_rgb(image, drop_alpha=drop_alpha)
+        with Image.open(path, formats=_FORMATS) as image:
+            return to_rgb(image, background, drop_alpha=drop_alpha)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -75,13 +93,18 @@ def read_image(path: str | PathLike[str], *, drop_alpha: bool = False) -> npt.ND
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise ImageError(
-            f"{path}: {'the file is empty' if empty else 'not an image that Pillow can read'}"
+            f"{path}: {'the file is empty' if empty else 'not an image in a format that rlpips reads'}"
         ) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+    except MemoryError as error:
+        raise MemoryError(f"{path}: there is not enough memory to read this image") from error
     except Exception as error:  # damaged bytes make decoders raise almost anything
+        # The system's errors have a number. Decoders' have none, or that of a seek to a damaged place.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise type(error)(f"{path}: cannot be read: {error.strerror}") from error
         raise ImageError(f"{path}: the file is damaged ({error})") from error
 
 
@@ -98,13 +121,16 @@ def may_be_image(path: Path) -> bool:
     return not start or _START.match(start) is not None
 
 
-def to_rgb(image: Image.Image, *, drop_alpha: bool = False) -> npt.NDArray[np.uint8]:
+def to_rgb(
+    image: Image.Image, background: Colour | None = None, *, drop_alpha: bool = False
+) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image to an array `(H, W, 3)`, uint8, RGB, by the module's table.
 
     With `drop_alpha` transparent pixels have the colour that is stored for them, and a warning says so.
 
     Raises:
-        ImageError: it has several frames, transparent pixels, or a mode whose range is not known.
+        ImageError: it has several frames, transparent pixels but no background, or a mode whose range is not
+            known.
         OSError: its file is truncated.
     """
     frames = getattr(image, "n_frames", 1)
@@ -121,21 +147,50 @@ def to_rgb(image: Image.Image, *, drop_alpha: bool = False) -> npt.NDArray[np.ui
     if mode not in ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX", "RGBA", "RGBa", "LA", "La", "PA"):
         raise ImageError(f"mode {mode!r} has no known range; convert it to 8-bit RGB first")
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        transparent = rgba.getchannel("A").getextrema()[0] != 255
-        if transparent and not drop_alpha:
-            raise ImageError(
-                "it has transparent pixels, whose colour depends on the background; flatten it first"
-            )
-        if transparent:
+        upright = upright.convert("RGBA")
+        transparent = upright.getchannel("A").getextrema()[0] != 255
+        if transparent and drop_alpha:
             warnings.warn(  # without the file's name, so that Python says it once
                 "load_image drops alpha, as in lpips: transparent pixels have the colour that is stored for "
                 "them, which no viewer shows; flatten images on a background first",
                 UserWarning,
                 stacklevel=4,
             )
-        upright = rgba
+        elif transparent:
+            if background is None:
+                raise ImageError(
+                    "it has transparent pixels, whose colour depends on what lies behind them; flatten it "
+                    "first, or pass rlpips.distance a background, such as background='white'"
+                )
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, background), upright)
     return np.array(upright.convert("RGB"))
+
+
+def opaque(colour: str | int | Sequence[int]) -> Colour:
+    """Read a colour: a name or code of Pillow's `ImageColor`, a grey level, or red, green and blue, to 255.
+
+    Raises:
+        ValueError: it is none, or is not opaque.
+
+    >>> opaque("#ff8000"), opaque(128)
+    ((255, 128, 0), (128, 128, 128))
+    """
+    values: tuple[int, ...]
+    try:
+        if isinstance(colour, str):
+            values = ImageColor.getrgb(colour)
+        else:
+            values = tuple(
+                map(operator.index, [colour] * 3 if isinstance(colour, int | np.integer) else colour)
+            )
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise ValueError(
+            f"{colour!r} is not an opaque colour; write a name such as 'white', a code such as '#ff8000', "
+            "a grey level, or (red, green, blue), in [0, 255]"
+        )
+    return values[0], values[1], values[2]
 
 
 def to_png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -145,13 +200,18 @@ def to_png(image: npt.NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def to_tensor(image: Any, name: str = "image") -> tuple[Tensor, bool]:
+def to_tensor(
+    image: Any, name: str = "image", *, normalize: bool = False, background: Colour | None = None
+) -> tuple[Tensor, bool]:
     """Bring anything that holds images to a float32 tensor in [-1, 1].
 
     Args:
-        image: a path; a Pillow image; an array `(H, W)`, `(H, W, 3)` or `(N, H, W, 3)`, uint8 or float in
-            [0, 1]; or a tensor `(3, H, W)` or `(N, 3, H, W)`, uint8 or float in [-1, 1].
+        image: a path; a Pillow image; an array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`, uint8 or float in
+            [0, 1]; or a tensor `(H, W)`, `(C, H, W)` or `(N, C, H, W)`, uint8 or float in [-1, 1]. C is 3 for
+            RGB, or 1 for grey.
         name: what error messages call it.
+        normalize: float tensors are in [0, 1], too.
+        background: what lies behind the transparent pixels of a file or a Pillow image.
 
     Returns:
         A tensor `(N, 3, H, W)`, on the device of a tensor that was given, and whether it was a batch.
@@ -159,51 +219,88 @@ def to_tensor(image: Any, name: str = "image") -> tuple[Tensor, bool]:
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: it is not an image that can be measured.
+        OSError: as from `load_image`.
         TypeError: none of the above.
     """
     if isinstance(image, str | PathLike):
-        image = read_image(image)
+        image = read_image(image, background)
     elif isinstance(image, Image.Image):
         try:
-            image = to_rgb(image)
+            image = to_rgb(image, background)
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from None
     if isinstance(image, Tensor):
-        tensor, least = image.detach(), -1.0
+        tensor = _from_tensor(image.detach(), name, normalize)
     elif isinstance(image, np.ndarray):
-        array = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-        if array.ndim not in (3, 4) or array.shape[-1] != 3:
-            raise ImageError(f"{name}: an array must have shape (H, W, 3) or (N, H, W, 3), got {image.shape}")
-        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-            raise ImageError(f"{name}: an array must be uint8, or float in [0, 1], got {array.dtype}")
-        # The copy also straightens negative strides and foreign byte orders, which torch does not take.
-        native = array.astype(np.uint8 if array.dtype == np.uint8 else np.float32, order="C")
-        tensor, least = torch.from_numpy(native).movedim(-1, -3), 0.0
+        tensor = _from_array(image, name)
     else:
         raise TypeError(
             f"{name} must be a path, a Pillow image, a NumPy array or a tensor, got {type(image).__name__}"
         )
-    if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3:
-        raise ImageError(
-            f"{name}: a tensor must have shape (3, H, W) or (N, 3, H, W), got {tuple(tensor.shape)}"
-        )
+    if tensor.shape[-3] == 1:
+        tensor = tensor.expand(*tensor.shape[:-3], 3, *tensor.shape[-2:])
     batched = tensor.ndim == 4
-    if tensor.dtype == torch.uint8:
-        tensor = tensor.float().div_(127.5).sub_(1)
-    elif tensor.is_floating_point():
-        tensor = tensor.float()
-        if tensor.numel() and not (tensor.min() >= least - 1e-3 and tensor.max() <= 1 + 1e-3):
-            kind = "float array" if least == 0 else "float tensor"
-            found = (
-                "it holds NaN"
-                if tensor.isnan().any()
-                else f"its values are in [{tensor.min():.4g}, {tensor.max():.4g}]"
-            )
-            raise ImageError(f"{name}: a {kind} must lie in [{least:.0f}, 1], but {found}")
-        tensor = tensor if least == -1 else 2 * tensor - 1
-    else:
-        raise ImageError(f"{name}: a tensor must be uint8, or float in [-1, 1], got {tensor.dtype}")
     return tensor if batched else tensor[None], batched
+
+
+def _from_array(array: Array, name: str) -> Tensor:
+    """Bring an array to a float32 tensor `(C, H, W)` or `(N, C, H, W)` in [-1, 1]."""
+    given = array.shape
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3):
+        first = len(given) in (3, 4) and given[-3] in (1, 3)
+        raise ImageError(
+            f"{name}: an array must have shape (H, W), (H, W, C) or (N, H, W, C) with 3 channels, or 1, "
+            f"got {given}" + ("; move the channels with np.moveaxis(x, -3, -1)" if first else "")
+        )
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise ImageError(f"{name}: an array must be uint8, or float in [0, 1], got {array.dtype}")
+    # Computed by NumPy: PyTorch's threads would wait, busily, for the next file while this one decodes.
+    values = array.astype(np.float32, order="C")
+    if array.dtype == np.uint8:
+        values /= 127.5
+    else:
+        if values.size:
+            _check_range(f"{name}: a float array", values.min(), values.max(), 0)
+        values *= 2
+    values -= 1
+    return torch.from_numpy(values).movedim(-1, -3)
+
+
+def _from_tensor(tensor: Tensor, name: str, normalize: bool) -> Tensor:
+    """Bring a tensor to float32, `(C, H, W)` or `(N, C, H, W)`, in [-1, 1]."""
+    given = tuple(tensor.shape)
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim not in (3, 4) or tensor.shape[-3] not in (1, 3):
+        last = len(given) in (3, 4) and given[-1] in (1, 3)
+        raise ImageError(
+            f"{name}: a tensor must have shape (H, W), (C, H, W) or (N, C, H, W) with 3 channels, or 1, "
+            f"got {given}" + ("; move the channels with x.movedim(-1, -3)" if last else "")
+        )
+    if tensor.dtype == torch.uint8:
+        return tensor.float().div_(127.5).sub_(1)
+    if not tensor.is_floating_point():
+        raise ImageError(f"{name}: a tensor must be uint8, or float in [-1, 1], got {tensor.dtype}")
+    tensor = tensor.float()
+    if tensor.numel():
+        kind = "a float tensor with normalize=True" if normalize else "a float tensor"
+        low, high = torch.stack(tensor.aminmax()).tolist()
+        _check_range(f"{name}: {kind}", low, high, 0 if normalize else -1)
+    return 2 * tensor - 1 if normalize else tensor
+
+
+def _check_range(what: str, low: float, high: float, least: int) -> None:
+    """Refuse values that are not in [least, 1], but for what rounding leaves.
+
+    Raises:
+        ImageError: they are not.
+    """
+    if low != low:
+        raise ImageError(f"{what} must lie in [{least}, 1], but it holds NaN")
+    if not (low >= least - 1e-3 and high <= 1 + 1e-3):
+        raise ImageError(f"{what} must lie in [{least}, 1], but its values are in [{low:.4g}, {high:.4g}]")
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -60,7 +60,7 @@ class TripletsMade:
         new: how many triplets this call made; the others were there.
         candidates: how many triplets the panel has judged to keep them; 0 without a panel.
         small: photos met that are smaller than a patch and were passed over.
-        unreadable: photos met that could not be read and were passed over, with the reason.
+        unreadable: photos met that are damaged or no images and were passed over, with the reason.
     """
 
     folder: Path
@@ -146,7 +146,7 @@ def make_triplets(
     Raises:
         DatasetError: no photo can be used, the panel agrees on nothing, or the subset was made otherwise.
         MissingExtraError: a metric needs `pip install 'rlpips[classical]'`.
-        OSError: there is no such folder, or files cannot be written.
+        OSError: there is no such folder, a photo cannot be read now, or files cannot be written.
         ValueError: an argument is unknown or does not fit the others.
         WeightsUnavailableError: a metric's weights are not on this machine and could not be fetched.
     """
@@ -187,7 +187,8 @@ class PhotoTriplets(Dataset[dict[str, Any]]):
 
     Raises:
         DatasetError: there are no photos; for an item, no photo can be used.
-        OSError: there is no such folder.
+        OSError: there is no such folder; for an item, a photo cannot be read now. No other photo takes its
+            place, as the triplets would then be others.
         ValueError: an argument is unknown or out of range.
     """
 
@@ -556,7 +557,7 @@ class _Maker:
             return None
         try:
             photo = read_image(path)
-        except (OSError, ImageError) as error:
+        except ImageError as error:  # an error of reading may pass, and other triplets would come of it
             self._made.unreadable[path] = str(error)
             return None
         if min(photo.shape[:2]) < self._job.size:

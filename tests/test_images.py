@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -260,6 +261,10 @@ def test_grey_arrays_are_repeated():
     [
         (np.zeros((3, 8, 9)), rlpips.ImageError, r"x: an array must have shape .* got \(3, 8, 9\)"),
         (np.zeros((8, 9, 4)), rlpips.ImageError, r"got \(8, 9, 4\)"),
+        (np.zeros((8, 9, 2)), rlpips.ImageError, r"got \(8, 9, 2\)"),
+        (np.zeros((3, 8, 9)), rlpips.ImageError, r"move the channels with np.moveaxis\(x, -3, -1\)"),
+        (torch.zeros(2, 4, 8, 9), rlpips.ImageError, r"got \(2, 4, 8, 9\)"),
+        (torch.zeros(2, 8, 9, 3), rlpips.ImageError, r"move the channels with x.movedim\(-1, -3\)"),
         (np.zeros((8, 9, 3), np.int32), rlpips.ImageError, "uint8, or float in .0, 1., got int32"),
         (np.full((8, 9, 3), 255.0), rlpips.ImageError, r"a float array must lie in \[0, 1\].*\[255, 255\]"),
         (np.full((8, 9, 3), -0.5), rlpips.ImageError, r"must lie in \[0, 1\]"),
@@ -287,6 +292,65 @@ def test_resizing_keeps_range_and_constant_images():
     assert torch.equal(resize(x, (40, 50)), x)
     flat = torch.full((1, 3, 40, 50), 0.3)
     assert torch.allclose(resize(flat, (17, 23)), torch.full((1, 3, 17, 23), 0.3), atol=1e-6)
+
+
+def test_formats_that_are_not_documented_are_not_opened(tmp_path):
+    for suffix in ("eps", "tga", "pcx", "ico"):
+        picture(size=(64, 64)).save(tmp_path / f"image.{suffix}")
+        renamed = (tmp_path / f"image.{suffix}").rename(tmp_path / f"{suffix}.png")
+        with Image.open(renamed):  # Pillow alone would
+            pass
+        with pytest.raises(
+            rlpips.ImageError, match=f"{suffix}.png: not an image in a format that rlpips reads"
+        ):
+            rlpips.load_image(renamed)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["png", "jpg", "webp", "avif", "jp2", "tif", "bmp", "gif", "ppm", "pgm", "pbm"]
+)
+def test_formats_that_are_documented_are_opened_whatever_their_name(tmp_path, suffix):
+    if suffix not in (known.removeprefix(".") for known in Image.registered_extensions()):
+        pytest.skip(f"this Pillow has no {suffix}")
+    mode = {"pgm": "L", "pbm": "1"}.get(suffix, "RGB")
+    picture("L", size=(64, 48)).convert(mode).save(tmp_path / f"image.{suffix}")
+    for name in (f"image.{suffix}", "image.unknown"):
+        path = (
+            (tmp_path / f"image.{suffix}").rename(tmp_path / name) if name.endswith("n") else tmp_path / name
+        )
+        assert rlpips.load_image(path).shape == (48, 64, 3)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    path = tmp_path / "image.png"
+    picture().save(path)
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # whom permissions do not stop
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError, match="image.png: cannot be read: Permission denied"):
+            rlpips.load_image(path)
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="needs Linux' count of this process's memory"
+)
+def test_lack_of_memory_is_not_called_damage(tmp_path):
+    import resource
+
+    path = tmp_path / "large.png"
+    Image.new("RGB", (8000, 8000)).save(path)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, before[1]))
+    try:
+        with pytest.raises(MemoryError, match="large.png: there is not enough memory"):
+            rlpips.load_image(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_a_buffer_is_no_path():

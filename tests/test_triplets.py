@@ -425,6 +425,32 @@ def test_the_command_names_what_it_could_not_use(photos, tmp_path, capsys):
     lines = err.splitlines()
     assert lines[0] == "rlpips: 1 photo is smaller than 64 pixels and not used"
     assert lines[1].startswith(f"rlpips: {folder / 'cut.jpg'}: the file is damaged")
-    assert lines[2] == f"rlpips: {folder / 'notes.txt'}: not an image that Pillow can read"
+    assert lines[2] == f"rlpips: {folder / 'notes.txt'}: not an image in a format that rlpips reads"
     assert len(lines) == 3
     assert len(TwoAFC(tmp_path / "out")) == 60
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="needs a file that gives errors when it is read"
+)
+def test_no_other_photo_takes_the_place_of_one_that_cannot_be_read_now(photos, tmp_path):
+    files = sorted(photos.rglob("*.jpg"))[:2]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for file in files:
+        shutil.copy(file, folder)
+    whole = [triplets.PhotoTriplets(folder, 8)[i]["ref"] for i in range(8)]
+    data, failing = triplets.PhotoTriplets(folder, 8), folder / files[0].name
+    failing.unlink()
+    failing.symlink_to("/proc/self/mem")  # whose first bytes give an I/O error
+    found = {}
+    for i in range(8):
+        with contextlib.suppress(OSError):
+            found[i] = data[i]["ref"]
+    assert 0 < len(found) < 8
+    with pytest.raises(OSError, match=f"{failing}: cannot be read: Input/output error"):
+        make_triplets(folder, tmp_path / "out", count=8)
+    failing.unlink()
+    shutil.copy(files[0], folder)
+    found |= {i: data[i]["ref"] for i in range(8) if i not in found}
+    assert all(torch.equal(found[i], whole[i]) for i in range(8))
