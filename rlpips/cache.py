@@ -51,32 +51,53 @@ def _own_path(entry: WeightsEntry) -> Path:
     return home() / f"{entry.name}-{digest[:8]}.pth"
 
 
+def file_of(weights: str | PathLike[str]) -> Path | None:
+    """Return the file that `LPIPS(weights=...)` names, or None where it names a checkpoint of the registry.
+
+    A string is a name first, else a path; the folder of a training run stands for its `metric.pth`.
+
+    Raises:
+        FileNotFoundError: it is a folder that holds no `metric.pth`.
+        ValueError: a string is neither a name nor a path that exists.
+    """
+    if isinstance(weights, str) and weights in ("standard", "robust", *registry.list_weights()):
+        return None
+    path = Path(weights).expanduser()
+    if isinstance(weights, str) and not path.exists():
+        raise ValueError(f"{weights!r} is neither a file nor a name: {registry.suggestion(weights)}")
+    if not path.is_dir():
+        return path
+    if not (path / "metric.pth").exists():
+        why = "the run has not finished" if (path / "run.json").exists() else "it is not the folder of a run"
+        raise FileNotFoundError(f"{path} holds no metric.pth: {why}")
+    return path / "metric.pth"
+
+
 def find(weights: str | PathLike[str], arch: Architecture, version: str) -> Contents:
     """Read what `LPIPS(weights=...)` names; what it does not bring is left to the standard weights.
 
     Args:
-        weights: 'standard', 'robust', a name of the registry, or a path.
+        weights: 'standard', 'robust', a name of the registry, the path of a file, or the folder of a run.
         arch: the architecture it must fit.
         version: the version of LPIPS it must fit.
 
     Raises:
+        FileNotFoundError: there is no such file, or it is the folder of a run that has not finished.
         ValueError: no such name, or it is for another architecture or version.
         CheckpointError: a file is damaged or not a checkpoint for this architecture.
         WeightsUnavailableError: it is not on this machine and could not be fetched.
     """
-    if weights == "standard":
-        return Contents()
-    if isinstance(weights, str) and weights != "robust" and weights not in registry.list_weights():
-        if not Path(weights).exists():
-            raise ValueError(f"{weights!r} is neither a file nor a name: {registry.suggestion(weights)}")
-        weights = Path(weights)
-    if not isinstance(weights, str):
-        contents = checkpoints.read(Path(weights).expanduser(), arch)
+    file = file_of(weights)
+    if file is not None:
+        contents = checkpoints.read(file, arch)
         made_for = contents.metadata.get("version", version)
         if made_for != version:
             raise ValueError(f"{weights} is for version={made_for!r}, not {version!r}")
         return contents
-    entry = registry.entry(registry.robust_default(arch.name) if weights == "robust" else weights)
+    if weights == "standard":
+        return Contents()
+    name = str(weights)
+    entry = registry.entry(registry.robust_default(arch.name) if name == "robust" else name)
     if entry.net != arch.name:
         raise ValueError(f"weights {entry.name!r} are for net={entry.net!r}, not {arch.name!r}")
     if entry.version not in (None, version):

@@ -138,8 +138,10 @@ class _Judged(Dataset[dict[str, Any]]):
             item[part] = to_tensor(path)[0][0]
         shapes = {part: tuple(item[part].shape[1:]) for part in self._images}
         if len(set(shapes.values())) > 1:
-            found = ", ".join(f"{part} {width} x {height}" for part, (height, width) in shapes.items())
-            raise DatasetError(f"{self.name_of(index)}: the images differ in size: {found} pixels")
+            found = ", ".join(f"{part} {height} x {width}" for part, (height, width) in shapes.items())
+            raise DatasetError(
+                f"{self.name_of(index)}: the images differ in size: {found} pixels (height x width)"
+            )
         item[self._share] = _read_share(subset.folder / self._share / f"{stem}.npy")
         item["index"] = index
         return item
@@ -163,7 +165,8 @@ class TwoAFC(_Judged):
     Raises:
         DatasetError: a folder is missing, empty, or holds files that do not belong together. Taking an item
             raises it for a judgement that is not one value in [0, 1] and for images that differ in size.
-        ImageError: on taking an item, an image that cannot be read.
+        ImageError: on taking an item, a file that is no image, or a damaged one.
+        OSError: on taking an item, a file that cannot be read now.
         ValueError: a name that is not one of a subset.
     """
 

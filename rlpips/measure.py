@@ -2,80 +2,165 @@
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
+from rlpips import cache
 from rlpips.errors import ImageError
+from rlpips.images import opaque, to_tensor
 from rlpips.images import resize as resize_images
-from rlpips.images import to_tensor
 from rlpips.metric import LPIPS
 from rlpips.pairwise import pdist
 
+Single = str | PathLike[str] | Image.Image
+Pixels = npt.NDArray[Any] | Tensor
+
+
+def cached_metric(net: str, weights: str | PathLike[str], version: str, device: torch.device) -> LPIPS:
+    """Build a metric, or return the one built earlier with the same arguments, and from the same file.
+
+    Raises:
+        FileNotFoundError: `weights` is the path of a file that does not exist.
+        ValueError: as from `LPIPS`.
+    """
+    file = cache.file_of(weights)
+    if file is None:
+        return _build(net, str(weights), version, device, None)
+    file = file.resolve()
+    state = file.stat() if file.exists() else None  # if not, building says so
+    # A file that was written again is another one, and its metric is built anew.
+    stamp = state and (state.st_ino, state.st_size, state.st_mtime_ns)
+    return _build(net, file, version, device, stamp)
+
 
 @functools.lru_cache(maxsize=4)
-def cached_metric(net: str, weights: str | Path, version: str, device: torch.device) -> LPIPS:
-    """Build a metric, or return the one built earlier with the same arguments."""
+def _build(
+    net: str, weights: str | Path, version: str, device: torch.device, stamp: tuple[int, ...] | None
+) -> LPIPS:
+    del stamp
     return LPIPS(net=net, weights=weights, version=version, check_range=False).to(device)
 
 
+@overload
 def distance(
-    a: Any,
-    b: Any,
+    a: Single,
+    b: Single,
     *,
     net: str = "alex",
     weights: str | PathLike[str] = "robust",
     device: str | torch.device | None = None,
     resize: int | tuple[int, int] | None = None,
     tile: int | None = None,
+    normalize: bool = False,
+    background: str | int | Sequence[int] | None = None,
+) -> float: ...
+@overload
+def distance(
+    a: Single | Pixels,
+    b: Single | Pixels,
+    *,
+    net: str = "alex",
+    weights: str | PathLike[str] = "robust",
+    device: str | torch.device | None = None,
+    resize: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    normalize: bool = False,
+    background: str | int | Sequence[int] | None = None,
+) -> float | npt.NDArray[np.float32]: ...
+def distance(
+    a: Single | Pixels,
+    b: Single | Pixels,
+    *,
+    net: str = "alex",
+    weights: str | PathLike[str] = "robust",
+    device: str | torch.device | None = None,
+    resize: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    normalize: bool = False,
+    background: str | int | Sequence[int] | None = None,
 ) -> float | npt.NDArray[np.float32]:
     """Measure the perceptual distance between two images, or two batches of them, given as almost anything.
 
+    Values that may be in the wrong range are warned of: float tensors that all lie in [0, 1], unless
+    `normalize=True` says so.
+
     Args:
-        a: a path; a Pillow image; a NumPy array `(H, W)`, `(H, W, 3)` or `(N, H, W, 3)`, uint8 in [0, 255] or
-            float in [0, 1]; or a tensor `(3, H, W)` or `(N, 3, H, W)`, uint8 in [0, 255] or float in [-1, 1].
+        a: a path; a Pillow image; a NumPy array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`, uint8 in [0, 255] or
+            float in [0, 1]; or a tensor `(H, W)`, `(C, H, W)` or `(N, C, H, W)`, uint8 in [0, 255] or float
+            in [-1, 1]. C is 3 for RGB, or 1 for grey, which is taken for RGB of three equal channels.
         b: likewise; a single image is compared with each of a batch.
         net: 'alex', 'vgg' or 'squeeze'.
-        weights: as in `LPIPS`; the robust AlexNet metric needs no download.
+        weights: as in `LPIPS`; the robust AlexNet metric needs no download. A file that has changed since the
+            last call is read again.
         device: where to compute; by default where a tensor lies that was given, else on the CPU.
         resize: bring both to this (height, width), or to a square of this side, before measuring.
         tile: for huge images, run tiles of this side one at a time, as in `LPIPS.forward`.
+        normalize: float tensors are in [0, 1]; float arrays always are.
+        background: what lies behind the transparent pixels of files and Pillow images, which are refused
+            without: a colour as Pillow names it ('white', '#ff8000'), a grey level, or (red, green, blue), in
+            [0, 255].
 
     Returns:
         A float, or a float32 array `(N,)` if either argument is a batch. Smaller is more alike.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: something is not an image that can be measured, or the sizes differ.
+        ImageError: something is not an image that can be measured, is too small, or the sizes differ.
+        OSError: a file cannot be read now, such as for lack of permission.
         TypeError: an argument is none of the above.
-        ValueError: as from `LPIPS`.
+        ValueError: as from `LPIPS`; `background` is no colour.
         WeightsUnavailableError: weights are not on this machine and could not be fetched.
     """
-    images_a, images_b, batched = of_one_size(a, b, resize)
+    images_a, images_b, batched = of_one_size(a, b, resize, normalize=normalize, background=background)
+    if not normalize:
+        given = {"a": (a, images_a), "b": (b, images_b)}
+        floats = {n: x for n, (y, x) in given.items() if isinstance(y, Tensor) and y.is_floating_point()}
+        # One negative value tells the range of both.
+        if floats and all(x.numel() and x.min() >= 0 for x in floats.values()):
+            many = len(floats) > 1
+            warnings.warn(
+                f"{' and '.join(floats)} {'are float tensors' if many else 'is a float tensor'} and all "
+                f"{'their' if many else 'its'} values lie in [0, 1]; tensors are read as [-1, 1]. If "
+                f"{'they are' if many else 'it is'} in [0, 1], pass normalize=True",
+                stacklevel=2,
+            )
     if device is None:
         device = images_a.device if images_a.device.type != "cpu" else images_b.device
-    metric = cached_metric(
-        net, weights if isinstance(weights, str) else Path(weights), "0.1", torch.device(device)
-    )
+    metric = cached_metric(net, weights, "0.1", torch.device(device))
+    if problem := _too_small(images_a.shape, metric):
+        files = [str(each) for each in (a, b) if isinstance(each, str | PathLike)]
+        raise ImageError(f"{' and '.join(files) or 'a and b'}: {problem}")
     with torch.inference_mode():
         distances = metric(images_a.to(device), images_b.to(device), tile=tile).flatten().cpu().numpy()
     return distances if batched else float(distances[0])
 
 
-def of_one_size(a: Any, b: Any, resize: int | tuple[int, int] | None = None) -> tuple[Tensor, Tensor, bool]:
+def of_one_size(
+    a: Any,
+    b: Any,
+    resize: int | tuple[int, int] | None = None,
+    *,
+    normalize: bool = False,
+    background: str | int | Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor, bool]:
     """Read two images, or two batches of them, that are to be compared.
 
     Args:
         a: as for `distance`.
         b: likewise.
         resize: likewise.
+        normalize: likewise.
+        background: likewise.
 
     Returns:
         Two tensors `(N, 3, H, W)` in [-1, 1], and whether either was a batch.
@@ -84,9 +169,11 @@ def of_one_size(a: Any, b: Any, resize: int | tuple[int, int] | None = None) -> 
         FileNotFoundError: there is no such file.
         ImageError: something is not an image that can be measured, or the sizes differ.
         TypeError: an argument is nothing that holds images.
+        ValueError: `background` is no colour.
     """
-    images_a, batched_a = to_tensor(a, "a")
-    images_b, batched_b = to_tensor(b, "b")
+    colour = None if background is None else opaque(background)
+    images_a, batched_a = to_tensor(a, "a", normalize=normalize, background=colour)
+    images_b, batched_b = to_tensor(b, "b", normalize=normalize, background=colour)
     if resize is not None:
         size = (resize, resize) if isinstance(resize, int) else (resize[0], resize[1])
         images_a, images_b = resize_images(images_a, size), resize_images(images_b, size)
@@ -225,7 +312,7 @@ def _loader(resize: tuple[int, int] | None, remember: int = 256) -> Callable[[Pa
     def load(path: Path) -> Tensor | str:
         try:
             image, _ = to_tensor(path)
-        except (OSError, ImageError) as error:
+        except (OSError, ImageError, MemoryError) as error:
             return str(error)
         return image if resize is None else resize_images(image, resize)
 
@@ -248,11 +335,8 @@ def _check_pair(
     assert not isinstance(size_b, str)
     if size_a != size_b:
         return Measured(a, b, problem=_sizes_differ(size_a, size_b) + "; --resize brings all to one size")
-    if min(size_a[1:]) < metric.min_size:
-        height, width = size_a[1:]
-        return Measured(
-            a, b, problem=f"{width} x {height} pixels are too few, this backbone needs {metric.min_size}"
-        )
+    if problem := _too_small(size_a, metric):
+        return Measured(a, b, problem=problem)
     return None
 
 
@@ -272,5 +356,17 @@ def _measure_batch(
 
 def _sizes_differ(size_a: Sequence[int], size_b: Sequence[int]) -> str:
     """Say so of sizes (..., H, W)."""
-    (height_a, width_a), (height_b, width_b) = size_a[-2:], size_b[-2:]
-    return f"the images differ in size: {width_a} x {height_a} and {width_b} x {height_b} pixels"
+    return f"the images differ in size: {_pixels(size_a)} and {_pixels(size_b)} pixels (height x width)"
+
+
+def _too_small(size: Sequence[int], metric: LPIPS) -> str:
+    """Say of a size (..., H, W) that the metric cannot take it; say nothing if it can."""
+    if min(size[-2:]) >= metric.min_size:
+        return ""
+    least = f"{metric.min_size} x {metric.min_size}"
+    return f"{_pixels(size)} pixels are too few, this backbone needs {least} (height x width)"
+
+
+def _pixels(size: Sequence[int]) -> str:
+    """Write a size (..., H, W), in the order that `--resize` takes."""
+    return f"{size[-2]} x {size[-1]}"

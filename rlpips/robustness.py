@@ -326,7 +326,9 @@ def _load(
             continue
         height, width = image.shape[:2]
         if min(height, width) < size:
-            skipped[str(path)] = f"{width} x {height} pixels are too few for a crop of {size} x {size}"
+            skipped[str(path)] = (
+                f"{height} x {width} pixels are too few for a crop of {size} x {size} (height x width)"
+            )
             continue
         top, left = (height - size) // 2, (width - size) // 2
         names.append(path.name)

@@ -100,7 +100,7 @@ def test_compare_measures_partners_and_names_what_it_could_not(folders, weights,
     assert f"rlpips: 1 file that is no image was left out: {one / 'notes.txt'}" in err
     assert f"rlpips: {two / 'extra.png'} has no partner in {one}" in err
     assert "2.png" in err
-    assert "64 x 64 and 72 x 64 pixels; --resize" in err
+    assert "64 x 64 and 64 x 72 pixels (height x width); --resize" in err
     assert "hidden" not in out + err
 
 

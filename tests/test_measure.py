@@ -1,4 +1,5 @@
 import itertools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from peers import images
 from PIL import Image
 
 import rlpips
-from rlpips.measure import measure_all, measure_pairs
+from rlpips.cli import main
+from rlpips.measure import cached_metric, measure_all, measure_pairs, of_one_size
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+UNREADABLE = Path("/proc/self/mem")  # Linux gives an I/O error for its first bytes
 
 
 @pytest.fixture
@@ -48,15 +51,124 @@ def test_batches_give_arrays(weights):
     assert rlpips.distance(x[:1], y[:1], weights=weights).shape == (1,)
 
 
-def test_the_model_is_built_once(weights, monkeypatch):
+def random_metric(path, seed):
+    torch.manual_seed(seed)
+    metric = rlpips.LPIPS(pnet_rand=True)
+    torch.save(metric.state_dict(), path)
+    return metric
+
+
+def test_the_model_is_built_once_and_anew_when_its_file_is_written_again(tmp_path, monkeypatch):
     x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
-    first = rlpips.distance(x, y, weights=weights)
-    content = weights.read_bytes()
-    weights.unlink()
-    try:
-        assert rlpips.distance(x, y, weights=weights) == first
-    finally:
-        weights.write_bytes(content)
+    file, cpu = tmp_path / "metric.pth", torch.device("cpu")
+    for seed in range(2):
+        metric = random_metric(file, seed)
+        assert rlpips.distance(x, y, weights=file) == pytest.approx(metric(x, y).item(), rel=1e-6)
+        built = cached_metric("alex", file, "0.1", cpu)
+        monkeypatch.chdir(tmp_path)
+        for same in (str(file), "metric.pth", Path("metric.pth")):
+            assert cached_metric("alex", same, "0.1", cpu) is built
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="metric.pth"):
+        rlpips.distance(x, y, weights=file)
+
+
+def test_weights_may_be_a_runs_folder_or_lie_at_home(tmp_path, monkeypatch, capsys):
+    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "run"
+    run.mkdir()
+    for command in (rlpips.LPIPS, lambda weights: rlpips.distance(x, y, weights=weights)):
+        with pytest.raises(FileNotFoundError, match="run holds no metric.pth: it is not the folder of a run"):
+            command(weights=str(run))
+    (run / "run.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="run holds no metric.pth: the run has not finished"):
+        rlpips.LPIPS(weights=run)
+    expected = random_metric(run / "metric.pth", 1)(x, y).item()
+    for weights in (run, str(run), "~/run", "~/run/metric.pth", Path("~/run")):
+        assert rlpips.LPIPS(weights=weights)(x, y).item() == pytest.approx(expected, rel=1e-6)
+        assert rlpips.distance(x, y, weights=weights) == pytest.approx(expected, rel=1e-6)
+    files = [str(EXAMPLES / name) for name in ("cat.png", "cat-blurred.png")]
+    assert main(["distance", *files, "--weights", str(run)]) == 0
+    assert float(capsys.readouterr().out) == pytest.approx(rlpips.distance(*files, weights=run), abs=1e-4)
+
+
+def test_float_tensors_in_the_unit_range_are_warned_of_and_normalized(weights):
+    x, y = (images(1, 3, 64, 64, seed=s)[0] for s in (0, 1))
+    x[0, 0, 0] = y[0, 0, 0] = -1
+    unit_x, unit_y = (x + 1) / 2, (y + 1) / 2
+    expected = rlpips.distance(x, y, weights=weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arrays = [np.moveaxis(each.numpy(), 0, -1) for each in (unit_x, unit_y)]
+        for a, b in ((unit_x, unit_y), (unit_x, arrays[1]), arrays):
+            found = rlpips.distance(a, b, weights=weights, normalize=True)
+            assert found == pytest.approx(expected, rel=1e-5)
+        rlpips.distance(unit_x, y, weights=weights)  # one negative value tells the range of both
+        rlpips.distance((255 * unit_x).byte(), EXAMPLES / "cat.png", weights=weights, resize=64)
+    told = (
+        r"a is a float tensor and all its values lie in \[0, 1\]; tensors are read as \[-1, 1\]. If it is in"
+    )
+    with pytest.warns(UserWarning, match=told) as caught:
+        assert rlpips.distance(unit_x, arrays[1], weights=weights) != pytest.approx(expected, rel=1e-2)
+    assert [each.filename for each in caught] == [__file__]
+    with pytest.warns(UserWarning, match="a and b are float tensors .* pass normalize=True") as caught:
+        rlpips.distance(unit_x, unit_y, weights=weights)
+    assert len(caught) == 1
+    with pytest.raises(
+        rlpips.ImageError, match=r"b: a float tensor with normalize=True must lie in \[0, 1\]"
+    ):
+        rlpips.distance(unit_x, y, weights=weights, normalize=True)
+
+
+def test_grey_and_unbatched_images_are_measured_as_in_lpips(real_peers):
+    _, theirs = real_peers("alex")
+    x, y = images(2, 1, 64, 64), images(2, 1, 64, 64, seed=1)
+    rgb = [each.expand(-1, 3, -1, -1) for each in (x, y)]
+    expected = theirs(*rgb).flatten().tolist()
+    assert rlpips.distance(x, y, weights="standard") == pytest.approx(expected, rel=1e-4)
+    for a, b in ((x[0], y[0]), (x[0, 0], y[0, 0]), (rgb[0][0], rgb[1][0]), (x[0, 0], rgb[1][0])):
+        with torch.no_grad():
+            peer = theirs(a, b)
+        found = rlpips.distance(a, b, weights="standard")
+        assert isinstance(found, float)
+        assert found == pytest.approx(peer.item(), rel=1e-4)
+    x, y = ((each.numpy() + 1) / 2 for each in (x, y))
+    for a, b in ((x[0, 0], y[0, 0]), (x[0, 0, ..., None], y[0, 0, ..., None])):
+        assert rlpips.distance(a, b, weights="standard") == pytest.approx(expected[0], rel=1e-4)
+    batches = [np.moveaxis(each, 1, -1) for each in (x, y)]
+    assert rlpips.distance(*batches, weights="standard") == pytest.approx(expected, rel=1e-4)
+
+
+def test_transparent_images_are_laid_over_a_background(weights, tmp_path):
+    rgba = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "clear.png")
+    alpha = rgba[..., 3:] / 255
+    with pytest.raises(rlpips.ImageError, match=r"clear.png: it has transparent .* background='white'"):
+        rlpips.distance(tmp_path / "clear.png", EXAMPLES / "cat.png", weights=weights)
+    colours = {"white": 255, "#ff8000": (255, 128, 0), (1, 2, 3): (1, 2, 3), 7: 7, np.uint8(9): 9}
+    for background, values in colours.items():
+        flat = np.round(rgba[..., :3] * alpha + np.array(values) * (1 - alpha)).astype(np.uint8)
+        for image in (tmp_path / "clear.png", Image.fromarray(rgba)):
+            found, expected, _ = of_one_size(image, flat, background=background)
+            assert (found - expected).abs().max() < 1.1 / 127.5
+    expected = rlpips.distance(flat, EXAMPLES / "cat.png", weights=weights, resize=64)
+    found = rlpips.distance(image, EXAMPLES / "cat.png", weights=weights, resize=64, background=9)
+    assert found == pytest.approx(expected, rel=1e-2)
+    for wrong in ("whitish", "#ffffff80", (1, 2), (1, 2, 256), 0.5, (0.5, 0.5, 0.5)):
+        with pytest.raises(ValueError, match="is not an opaque colour; write a name such as 'white'"):
+            rlpips.distance(flat, flat, weights=weights, background=wrong)
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that gives errors when it is read")
+def test_files_that_cannot_be_read_are_told_and_the_others_measured(folder, weights):
+    (folder / "failing.png").symlink_to(UNREADABLE)
+    pairs = [(folder / a, folder / b) for a, b in (("0.png", "failing.png"), ("0.png", "1.png"))]
+    failed, measured = measure_pairs(pairs, rlpips.LPIPS(weights=weights))
+    assert list(failed.unreadable.values()) == [
+        f"{folder / 'failing.png'}: cannot be read: Input/output error"
+    ]
+    assert measured.distance > 0
 
 
 def test_huge_images_are_measured_in_tiles(weights, tmp_path):
@@ -75,7 +187,7 @@ def test_huge_images_are_measured_in_tiles(weights, tmp_path):
 
 def test_sizes_that_differ_need_resize(weights):
     x, y = images(1, 3, 64, 80), images(1, 3, 50, 64)
-    with pytest.raises(rlpips.ImageError, match=r"80 x 64 and 64 x 50 pixels; resize=\(height, width\)"):
+    with pytest.raises(rlpips.ImageError, match=r"64 x 80 and 50 x 64 pixels \(height x width\); resize="):
         rlpips.distance(x, y, weights=weights)
     square = rlpips.distance(x, y, weights=weights, resize=64)
     assert square == rlpips.distance(x, y, weights=weights, resize=(64, 64))
@@ -90,8 +202,15 @@ def test_wrong_arguments_are_named(weights):
         rlpips.distance(3 * x, x, weights=weights)
     with pytest.raises(FileNotFoundError, match="nothing.png"):
         rlpips.distance("nothing.png", x, weights=weights)
-    with pytest.raises(ValueError, match="in0 must be at least 31 x 31"):
+    with pytest.raises(rlpips.ImageError, match="a and b: 20 x 64 pixels are too few, .* needs 31 x 31"):
         rlpips.distance(x[:, :, :20], x[:, :, :20], weights=weights)
+
+
+def test_files_too_small_are_named(folder, weights):
+    tiny = np.zeros((20, 20, 3), np.uint8)
+    for a, b in ((folder / "4.png", tiny), (tiny, str(folder / "4.png"))):
+        with pytest.raises(rlpips.ImageError, match=f"{folder / '4.png'}: 20 x 20 pixels are too few"):
+            rlpips.distance(a, b, weights=weights)
 
 
 def test_the_documented_number(real_weights, shared):

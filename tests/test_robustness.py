@@ -107,7 +107,9 @@ def test_distances_are_those_of_the_metric(found, folder, metrics):
 def test_files_that_do_not_fit_are_skipped_and_named(found, folder):
     report, _ = found
     assert list(report.skipped) == [str(folder / "small.png"), str(folder / "text.png")]
-    assert report.skipped[str(folder / "small.png")] == "50 x 31 pixels are too few for a crop of 32 x 32"
+    assert report.skipped[str(folder / "small.png")] == (
+        "31 x 50 pixels are too few for a crop of 32 x 32 (height x width)"
+    )
     assert "not an image" in report.skipped[str(folder / "text.png")]
 
 
@@ -198,7 +200,7 @@ def test_progress_reaches_its_end(folder):
         ({"attacks": {}}, ValueError, "at least one metric"),
         ({"attacks": {"mine": SSA("linf", EPS, 2)}}, ValueError, "'mine' needs triplets"),
         ({"attacks": {"mine": PGD("linf", EPS, 2, bounds=(0, 1))}}, ValueError, r"'mine' must have bounds \(-1, 1\)"),
-        ({"size": 100}, rlpips.ImageError, "there is no image to measure; .*0.png: 50 x 40 pixels are too few"),
+        ({"size": 100}, rlpips.ImageError, "there is no image to measure; .*0.png: 40 x 50 pixels are too few"),
         ({"images": []}, rlpips.ImageError, "there is no image to measure$"),
         ({"metrics": {"a": peers("alex")[0]}, "size": 20}, ValueError, "at least 31 x 31"),
     ],
@@ -275,7 +277,7 @@ def test_weights_may_name_their_net_and_skipped_files_are_told(folder, weights, 
     status = main(["evaluate", "robustness", "--images", str(folder), "--weights", *names, *options])
     out, err = capsys.readouterr()
     assert status == 1
-    assert f"rlpips: {folder / 'small.png'}: 50 x 31 pixels are too few" in err
+    assert f"rlpips: {folder / 'small.png'}: 31 x 50 pixels are too few" in err
     assert len(err.splitlines()) == 2
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][2:4] == names
