@@ -186,3 +186,19 @@ def test_what_needs_to_know_a_part_refuses_another():
         metric(x, x, tile=32)
     with pytest.raises(TypeError, match="net has been replaced"):
         rlpips.export_metric(metric, "metric.pt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [("net.slice1", True), ("net.slice2.3", True), ("scaling_layer", True), ("net", False)],
+)
+def test_hooks_see_both_batches_at_once_as_the_guide_says(name, together):
+    ours = rlpips.LPIPS(pnet_rand=True)
+    seen = []
+    ours.get_submodule(name).register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    x, y = images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1)
+    ours(x, y)
+    assert seen == ([4] if together else [2, 2])
+    seen.clear()
+    ours(x.requires_grad_(), y)
+    assert seen == [2, 2]

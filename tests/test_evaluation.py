@@ -89,6 +89,22 @@ def test_scores_are_those_of_lpips(bapps):
             np.testing.assert_allclose(mine[1][key], value, atol=1e-6)
 
 
+def test_jnd_counts_all_pairs_where_distances_have_the_metrics_shape():
+    generator = torch.Generator().manual_seed(0)
+    same, d = torch.rand(2, 20, generator=generator)
+
+    class Pairs:
+        def load_data(self):
+            return [{"p0": d, "p1": d, "same": same}]
+
+    with hushed():
+        expected, _ = lpips.score_jnd_dataset(Pairs(), lambda a, _: a)
+        wrong, _ = lpips.score_jnd_dataset(Pairs(), lambda a, _: a.view(-1, 1, 1, 1))
+    assert wrong == pytest.approx(same[0].item())  # as the guide says
+    found, _ = rlpips.score_jnd_dataset(Pairs(), lambda a, _: a.view(-1, 1, 1, 1))
+    assert found == pytest.approx(expected)
+
+
 def test_any_loader_will_do(bapps):
     metric, _ = peers("alex")
     dataset = rlpips.TwoAFC(bapps)
