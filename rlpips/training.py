@@ -494,7 +494,8 @@ def _step(
 
 def _means(sums: Mapping[str, Tensor], steps: int, processes: Processes) -> dict[str, float]:
     """Average the terms of some steps, over all processes."""
-    values = torch.stack([value.double() for value in sums.values()]) / steps
+    values = torch.stack(list(sums.values()))
+    values = (values if values.device.type == "mps" else values.double()) / steps  # which has no float64
     if processes.count > 1:
         torch.distributed.all_reduce(values)
     return dict(zip(sums, values.tolist(), strict=True))
