@@ -54,7 +54,8 @@ class Recipe:
         decay_epochs: passes more, while it falls.
         batch: triplets of a step, over all processes.
         ema: decay of the moving average of weights that is kept instead of the last ones; 0 keeps the last.
-        symmetries: turn and mirror triplets at random.
+        symmetries: turn and mirror each triplet at random; where there are teachers, always in the same way,
+            in which they see it.
         precision: 'float32' or 'bfloat16', for the backbone only; sums and losses are in float32.
         patience: stop after so many epochs without a better validation score, and keep the best; 0 never
             stops and keeps the last.

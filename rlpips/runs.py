@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,43 @@ class RunFolder:
         self.path = path
         self.description = description
 
-    def open(self) -> None:
-        """Make the folder, or check that what lies there is this run.
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, or check that what lies there is this run, and let no other process train in it.
 
         Raises:
             CheckpointError: `run.json` is damaged.
             OSError: the folder cannot be made.
-            ValueError: another run lies there, or something else.
+            ValueError: another run lies there, or something else, or another process trains there.
         """
+        from filelock import FileLock, Timeout
+
         file = self.path / "run.json"
-        if file.exists():
-            self._compare(file)
-            return
         # hidden files are what a run leaves that was killed while it wrote the first one
-        if self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
+        if (
+            not file.exists()
+            and self.path.exists()
+            and any(not each.name.startswith(".") for each in self.path.iterdir())
+        ):
             raise ValueError(f"{self.path} is not empty, and holds no run; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, (json.dumps(self.description, indent=2) + "\n").encode())
+        lock = FileLock(
+            self.path / ".lock"
+        )  # the system lets go of it when the process ends, however it does
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another process trains in {self.path}; wait for its end, or choose another folder"
+            ) from None
+        try:
+            if file.exists():
+                self._compare(file)
+            else:
+                write_atomically(file, (json.dumps(self.description, indent=2) + "\n").encode())
+            yield
+        finally:
+            lock.release()
 
     def _compare(self, file: Path) -> None:
         try:

@@ -7,6 +7,7 @@ resumed ends with the weights of one that was not, on the same machine.
 import contextlib
 import copy
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import rlpips
 from rlpips import checkpoints
 from rlpips.datasets import collate
-from rlpips.errors import DatasetError, MissingExtraError
+from rlpips.errors import DatasetError, MissingExtraError, UndefinedDistanceError
 from rlpips.evaluation import accuracy, mean_of, measure_2afc
 from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
@@ -35,10 +36,13 @@ from rlpips.runs import RunFolder
 from rlpips.samples import save_attacked_triplets
 from rlpips.teachers import choices, teach
 
+logger = logging.getLogger("rlpips")
+
 _SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
 _LOG_EVERY = 20  # steps that one row of the log sums up
 _SAMPLES = 4  # triplets in a picture
 _SCALED = 512  # triplets that fix the scale of distances
+_MOST_LOST = 5  # steps in a row without finite numbers that end a run
 
 Items = Dataset[dict[str, Any]]
 Lessons = tuple[Tensor, Tensor]  # log distances by the first teacher, `(N, 2)`, and choices by all, `(N,)`
@@ -216,7 +220,9 @@ def train(
         DatasetError: the data are too few, differ in size, or lack judgements.
         MissingExtraError: TensorBoard is not installed (extra 'tensorboard').
         OSError: files cannot be written.
-        ValueError: arguments do not fit, or the folder holds something else.
+        RuntimeError: the loss or its gradient is not finite for several steps in a row. A single such step is
+            left out, with a warning; no such step reaches the state that is kept.
+        ValueError: arguments do not fit, the folder holds something else, or another process trains in it.
     """
     settings, teachers = settings or Settings(), teachers or {}
     processes = Processes.current()
@@ -230,17 +236,33 @@ def train(
         "torch": str(torch.__version__),
     }
     run = RunFolder(Path(out), about)
-    if processes.rank == 0:
-        run.open()
-    _meet(processes)
-    device = torch.device(settings.device)
+    with run.opened() if processes.rank == 0 else contextlib.nullcontext():
+        _meet(processes)
+        path = _run(recipe, data, validation, teachers, settings, run)
+        _meet(processes)
+    return path
+
+
+def _run(
+    recipe: Recipe,
+    data: Items,
+    validation: Items | None,
+    teachers: Mapping[str, Metric],
+    settings: Settings,
+    run: RunFolder,
+) -> Path:
+    """Ask the teachers, take the steps that are left, and write the metric."""
+    device, about = torch.device(settings.device), run.description
     lessons = None
     if teachers:
+        content = about["data"]
+        if recipe.symmetries:
+            data, content = _Turned(data, recipe.seed), {**content, "turned": recipe.seed}
         logs = teach(
             teachers,
             data,
             run.path / "teachers",
-            about["data"],
+            content,
             device=device,
             workers=settings.workers,
             precision=recipe.precision,
@@ -256,7 +278,7 @@ def train(
     if not state.stale(recipe.patience):
         _climb(recipe, data, validation, lessons, settings, run, state, device)
     path = run.path / "metric.pth"
-    if processes.rank == 0:
+    if Processes.current().rank == 0:
         metric = state.metric
         if state.best is not None:
             metric.load_state_dict(state.best)
@@ -264,7 +286,6 @@ def train(
             rescale(metric, data, lessons[0])
         metadata = {**about, "steps": state.step, "scores": state.scores}
         checkpoints.save(path, metric.state_dict(), metadata)
-    _meet(processes)
     return path
 
 
@@ -340,7 +361,7 @@ def _climb(
     board = _board(run.path, state.step) if settings.tensorboard and first else None
     saved_at = time.monotonic()
     sums: dict[str, Tensor] = {}
-    summed = 0
+    summed = lost = 0
     with progress(
         run.path.name,
         total=per_epoch * recipe.total_epochs * recipe.batch,
@@ -353,20 +374,28 @@ def _climb(
             for group in state.optimizer.param_groups:
                 group["lr"] = recipe.lr * group["factor"] * factor
             triplets = _triplets(batch, lessons, recipe, state.step, device, processes)
-            for name, value in _step(recipe, model, state, triplets, settings.parts).items():
-                sums[name] = sums.get(name, 0) + value
-            summed += 1
+            try:
+                for name, value in _step(recipe, model, state, triplets, settings.parts).items():
+                    sums[name] = sums.get(name, 0) + value
+                summed, lost = summed + 1, 0
+            except FloatingPointError as error:
+                lost += 1
+                if lost == _MOST_LOST:
+                    raise _diverged(run, state.step + 1, f"{error} for the {lost}th step in a row") from None
+                if first:
+                    logger.warning("step %d is left out: %s", state.step + 1, error)
             state.step += 1
             bar.update(recipe.batch)
             epoch, left = divmod(state.step, per_epoch)
             if left and state.step % _LOG_EVERY:
                 continue
-            means = _means(sums, summed, processes)
+            means = _means(sums, summed, processes) if summed else {}
             sums, summed = {}, 0
             state.rows.append(
                 {"step": state.step, "epoch": epoch + bool(left), "lr": recipe.lr * factor, **means}
             )
-            bar.set_postfix(_shown(means))
+            if means:
+                bar.set_postfix(_shown(means))
             _note(board, "train", state.rows[-1], state.step)
             if not left and validation is not None:
                 picture = run.path / "samples" / f"epoch-{epoch:02}.png" if first else None
@@ -377,6 +406,8 @@ def _climb(
                 _note(board, "validation", scores, state.step)
             # only here, between rows, so that none is lost or counted twice
             if first and (not left or time.monotonic() - saved_at > _SAVE_EVERY):
+                if not all(parameter.isfinite().all() for parameter in state.loss.parameters()):
+                    raise _diverged(run, state.step, "weights are not finite")
                 run.save_state(state.to_dict())
                 run.write_rows("log.csv", state.rows)
                 run.write_rows("scores.csv", state.scores)
@@ -385,6 +416,14 @@ def _climb(
                 break
     if board is not None:
         board.close()
+
+
+def _diverged(run: RunFolder, step: int, what: str) -> RuntimeError:
+    """Return the error of a run that cannot go on."""
+    kept = f"{run.state_file} keeps an earlier step" if run.state_file.exists() else "no step is kept"
+    return RuntimeError(
+        f"step {step}: {what}; {kept}. Train in another folder, with a lower lr or clip, or in float32"
+    )
 
 
 def _shown(means: Mapping[str, float]) -> dict[str, str]:
@@ -429,10 +468,14 @@ def _triplets(
     processes: Processes,
 ) -> Triplets:
     images = [batch[name] for name in ("ref", "p0", "p1")]
-    if recipe.symmetries:
-        turn, mirror = np.random.default_rng((recipe.seed, step, 1)).integers((4, 2))
-        images = [torch.rot90(each, int(turn), (-2, -1)) for each in images]
-        images = [each.flip(-1) for each in images] if mirror else images
+    numbers = torch.arange(processes.rank, recipe.batch, processes.count)
+    if recipe.symmetries and lessons is None:  # what teachers have seen is turned already
+        draws = np.random.default_rng((recipe.seed, step, 1)).integers((4, 2), size=(recipe.batch, 2))
+        turns = draws[numbers]
+        images = [
+            torch.stack([_turn(image, *map(int, turn)) for image, turn in zip(each, turns, strict=True)])
+            for each in images
+        ]
     judge = batch["judge"].flatten().float()
     wanted = None
     if lessons is not None:
@@ -440,11 +483,36 @@ def _triplets(
         judge = torch.where(judge.isnan(), chosen, judge)
     if judge.isnan().any():
         raise DatasetError("the triplets have no judgements, and there are no teachers")
-    numbers = torch.arange(processes.rank, recipe.batch, processes.count)
     ref, x0, x1, judge, numbers = (each.contiguous().to(device) for each in (*images, judge, numbers))
     wanted = None if wanted is None else wanted.to(device)
     other = _next(ref, processes) if recipe.attack == "ssa" else ref
     return Triplets(ref, x0, x1, judge, wanted, other, numbers, recipe.batch)
+
+
+class _Turned(Dataset[dict[str, Any]]):
+    """Triplets, each turned and mirrored at random, always in the same way, for teachers and the metric.
+
+    The distances of LPIPS change by a tenth when images are turned, so one answer does not serve all turns.
+    """
+
+    def __init__(self, data: Items, seed: int) -> None:
+        self._data, self._seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self._data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self._data[index]
+        turn, mirror = map(int, np.random.default_rng((self._seed, item["index"], 3)).integers((4, 2)))
+        return {**item, **{name: _turn(item[name], turn, mirror) for name in ("ref", "p0", "p1")}}
+
+
+def _turn(image: Tensor, turn: int, mirror: int) -> Tensor:
+    """Turn an image `(3, H, W)` by right angles, two at a time where it is no square, and mirror it."""
+    if image.shape[-2] != image.shape[-1]:
+        turn = turn // 2 * 2
+    turned = torch.rot90(image, turn, (-2, -1))
+    return turned.flip(-1) if mirror else turned
 
 
 def _next(ref: Tensor, processes: Processes) -> Tensor:
@@ -459,16 +527,24 @@ def _next(ref: Tensor, processes: Processes) -> Tensor:
 def _step(
     recipe: Recipe, model: nn.Module, state: _State, triplets: Triplets, parts: int
 ) -> dict[str, Tensor]:
-    """Take one step, and return this process's terms of the loss."""
+    """Take one step, and return this process's terms of the loss.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite, in any process; nothing has changed.
+    """
     rng = np.random.default_rng((recipe.seed, state.step, 2))
     eps = recipe.eps * float(rng.uniform(*recipe.eps_range))
     attack = recipe.make_attack(eps, int(rng.integers(2**31)))
     processes = Processes.current()
     terms: dict[str, Tensor] = {}
+    defined = True
     state.optimizer.zero_grad()
     for part in range(parts):
         some = triplets[slice(part, None, parts)] if parts > 1 else triplets
-        attacked = state.loss.attack(some, attack)
+        try:
+            attacked = state.loss.attack(some, attack)
+        except UndefinedDistanceError:  # the other processes wait for the gradients of this one
+            attacked, defined = [], False
         last = part == parts - 1
         apart = contextlib.nullcontext() if last or processes.count == 1 else model.no_sync()  # type: ignore[operator]
         devices = [some.ref.device.index or 0] if some.ref.is_cuda else []
@@ -480,8 +556,13 @@ def _step(
         for name, value in found.items():
             terms[name] = terms.get(name, 0) + value.detach()
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    if math.isfinite(recipe.clip):
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    length = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    finite = torch.stack([terms["loss"].isfinite() & defined, length.isfinite()]).int()
+    if processes.count > 1:
+        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+    for name, good in zip(("loss", "gradient"), finite.tolist(), strict=True):
+        if not good:
+            raise FloatingPointError(f"the {name} is not finite")
     state.optimizer.step()
     clamp_heads(state.loss.metric)
     if state.average is not None:

@@ -63,7 +63,7 @@ def test_a_metric_is_trained_on_a_data_set(data, start, tmp_path, capsys):
     assert metadata["recipe"]["mode"] == "adversarial"
     assert metadata["recipe"]["lr"] == 0.01
     assert set(metadata["scores"][0]) == {"epoch", "score", "natural", "x0"}
-    names = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     assert names == {"run.json", "log.csv", "scores.csv", "state.pth", "samples", "metric.pth"}
     assert (
         main(

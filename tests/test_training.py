@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -255,8 +256,140 @@ def test_damaged_files_of_a_run_are_named(recipe, tmp_path):
 
 def test_what_a_killed_run_left_of_its_first_file_is_no_hindrance(tmp_path):
     (tmp_path / ".run.json.abc").touch()
-    RunFolder(tmp_path, {"recipe": {}, "data": {}, "teachers": {}}).open()
-    assert (tmp_path / "run.json").exists()
+    with RunFolder(tmp_path, {"recipe": {}, "data": {}, "teachers": {}}).opened():
+        assert (tmp_path / "run.json").exists()
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(recipe, tmp_path):
+    class Meddling(Triplets):
+        refused = None
+
+        def __getitem__(self, i):
+            if self.refused is None:
+                self.refused = pytest.raises(
+                    ValueError, match="another process trains in .*run; wait for its"
+                )
+                with self.refused:
+                    train(recipe, Triplets(), tmp_path / "run")
+            return super().__getitem__(i)
+
+    data = Meddling()
+    path = train(recipe, data, tmp_path / "run")
+    assert data.refused is not None
+    assert path.exists()
+    train(recipe, Triplets(), tmp_path / "run")  # it is free again
+
+
+class Scaled(Triplets):
+    """Triplets of which some make the loss infinite: their judgements are."""
+
+    def __init__(self, count, wrong):
+        super().__init__(count)
+        self.judge[wrong] = torch.inf
+
+
+def test_a_step_that_is_not_finite_is_left_out(recipe, tmp_path, caplog):
+    recipe = dataclasses.replace(recipe, batch=2, epochs=1, train="all", ema=0.5, lr=1e-2, ranking="ratio")
+    path = train(recipe, Scaled(16, [3]), tmp_path / "run")
+    assert [r.getMessage() for r in caplog.records if "left out" in r.getMessage()] == [
+        f"step {np.random.default_rng((0, 0)).permutation(16).tolist().index(3) // 2 + 1} is left out: the loss is not finite"
+    ]
+    assert all(value.isfinite().all() for value in tensors(path).values())
+    (row,) = rows(tmp_path / "run" / "log.csv")
+    assert row["step"] == 8
+    assert math.isfinite(row["loss"])
+
+
+def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(recipe, tmp_path, monkeypatch):
+    import rlpips.training
+
+    recipe = dataclasses.replace(recipe, batch=2, epochs=2, train="all", ranking="ratio", lr=1e-2)
+    data, run = Triplets(16), tmp_path / "run"
+    step = rlpips.training._step
+
+    def poisoned(recipe, model, state, triplets, parts):
+        if state.step >= 10:
+            triplets.ref.fill_(torch.nan)
+        return step(recipe, model, state, triplets, parts)
+
+    monkeypatch.setattr(rlpips.training, "_step", poisoned)
+    with pytest.raises(
+        RuntimeError, match=r"step 15: the loss is not finite for the 5th step in a row; .*state.pth"
+    ):
+        train(recipe, data, run)
+    kept = torch.load(run / "state.pth")
+    assert kept["step"] == 8
+    assert all(value.isfinite().all() for value in kept["loss"].values())
+    assert not (run / "metric.pth").exists()
+    monkeypatch.undo()
+    whole = tensors(train(recipe, data, tmp_path / "whole"))
+    assert not changed(tensors(train(recipe, data, run)), whole)
+
+
+def test_weights_that_overflow_are_not_kept(recipe, tmp_path, monkeypatch):
+    def overflow(self):
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].mul_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    with pytest.raises(RuntimeError, match=r"step 1: weights are not finite; no step is kept"):
+        train(dataclasses.replace(recipe, batch=16), Triplets(), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pth").exists()
+
+
+def turned_like(image, original):
+    """Tell in which of the eight ways an image is turned."""
+    ways = [torch.rot90(original, turn, (-2, -1)) for turn in range(4)]
+    ways += [way.flip(-1) for way in ways]
+    return next(k for k, way in enumerate(ways) if torch.equal(image, way))
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_symmetries_turn_each_triplet_and_teachers_see_them_so(recipe, tmp_path, taught):
+    data = Triplets(32, judge=None if taught else "random")
+    seen, shown = [], {}
+
+    def find(images, names):
+        for image in images:
+            for i, item in enumerate(data):
+                if any(abs(image.mean() - item[name].mean()) < 1e-7 for name in names):
+                    yield (
+                        i,
+                        next(
+                            turned_like(image, item[n])
+                            for n in names
+                            if abs(image.mean() - item[n].mean()) < 1e-7
+                        ),
+                    )
+
+    def teacher(a, b):
+        shown.update(find(b, ["ref"]))
+        return (a - b).square().mean(dim=(1, 2, 3))
+
+    import rlpips.training as training
+
+    take = training._step
+
+    def watched(recipe, model, state, triplets, parts):
+        ways = [
+            list(find(each, [name]))
+            for name, each in (("ref", triplets.ref), ("p0", triplets.x0), ("p1", triplets.x1))
+        ]
+        assert ways[0] == ways[1] == ways[2]
+        seen.append(dict(ways[0]))
+        return take(recipe, model, state, triplets, parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_step", watched)
+        recipe = dataclasses.replace(recipe, symmetries=True, batch=32, epochs=2)
+        train(recipe, data, tmp_path / "run", teachers={"plain": teacher} if taught else None)
+    first, second = seen
+    assert len(first) == 32
+    assert set(first.values()) == set(range(8))
+    if taught:
+        assert first == second == shown
+    else:
+        assert first != second
 
 
 class Mixed(Triplets):
