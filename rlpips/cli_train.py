@@ -2,18 +2,22 @@
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpips.cli_parts import add_device_option, load_metric, positive
+from rlpips.cli_parts import add_device_option, load_metric, positive, tell
 
 if TYPE_CHECKING:
     import torch
 
     from rlpips.objectives import Metric
+    from rlpips.recipes import Recipe
+
+_ASIDE = 200  # triplets of photos kept aside, at most
 
 
 def add_train(commands: Any) -> None:
@@ -41,7 +45,13 @@ def add_train(commands: Any) -> None:
     )
     group.add_argument("--size", type=positive, default=64, metavar="N", help="their side in pixels (64)")
     group.add_argument("--distortions", nargs="+", metavar="NAME", help="of --photos (all)")
-    group.add_argument("--validation", type=Path, metavar="DIR", help="a data set to validate on (--data)")
+    group.add_argument(
+        "--validation",
+        type=Path,
+        metavar="DIR",
+        help="a data set to validate on (--data); with --photos also a folder of photos (by default every "
+        "tenth of --photos is kept aside for it)",
+    )
     group.add_argument(
         "--validation-subsets", nargs="+", metavar="SUBSET", help="of it (all under val, if there are any)"
     )
@@ -106,6 +116,7 @@ def _recipe_options() -> dict[str, dict[str, Any]]:
         "warmup": {"type": int, "metavar": "N", "help": "steps"},
         "epochs": {"type": int, "metavar": "N", "help": "at the full rate"},
         "decay_epochs": {"type": int, "metavar": "N", "help": "more, while it falls"},
+        "minutes": {"type": number, "metavar": "N", "help": "train for so long instead of epochs"},
         "batch": {"type": positive, "metavar": "N", "help": "triplets of a step, over all processes"},
         "ema": {"type": number, "metavar": "D", "help": "decay of the average of weights"},
         "symmetries": {"action": argparse.BooleanOptionalAction, "help": "turn and mirror triplets"},
@@ -116,9 +127,7 @@ def _recipe_options() -> dict[str, dict[str, Any]]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rlpips.processes import joined
     from rlpips.recipes import RECIPES
-    from rlpips.training import Settings, train
 
     if options.recipe not in RECIPES:
         raise ValueError(f"there is no recipe {options.recipe!r}; the recipes are {', '.join(RECIPES)}")
@@ -127,8 +136,24 @@ def _train(options: argparse.Namespace) -> int:
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
+    logger = logging.getLogger("rlpips.training")
+    level = logger.level
+    logger.setLevel(logging.INFO)  # how long it takes, and what came of it
+    try:
+        return _run(options, recipe)
+    except KeyboardInterrupt:
+        tell("interrupted; run the same command to go on")
+        raise
+    finally:
+        logger.setLevel(level)
+
+
+def _run(options: argparse.Namespace, recipe: "Recipe") -> int:
+    from rlpips.processes import joined
+    from rlpips.training import Settings, train
+
     data, description = _data(options, recipe.seed)
-    validation = _validation(options)
+    validation = _validation(options, recipe.seed)
     with joined(options.device) as (processes, device):
         settings = Settings(
             device=device,
@@ -169,7 +194,12 @@ def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
         if not options.teachers:
             raise ValueError("nobody has judged triplets of --photos: name --teachers")
         photos = PhotoTriplets(
-            options.photos, options.count, size=options.size, seed=seed, distortions=options.distortions
+            options.photos,
+            options.count,
+            size=options.size,
+            seed=seed,
+            distortions=options.distortions,
+            aside=None if options.validation or options.validation_subsets else False,
         )
         return photos, dict(photos.description)
     from rlpips.datasets import TwoAFC
@@ -186,9 +216,21 @@ def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
     return dataset, {"folder": str(options.data.resolve()), "subsets": list(dataset.subsets)}
 
 
-def _validation(options: argparse.Namespace) -> Any:
+def _validation(options: argparse.Namespace, seed: int) -> Any:
     from rlpips.datasets import TwoAFC
 
+    own = not options.validation and not options.validation_subsets
+    if options.photos and (own or (options.validation and not (options.validation / "2afc").is_dir())):
+        from rlpips.triplets import PhotoTriplets
+
+        return PhotoTriplets(
+            options.photos if own else options.validation,
+            min(options.validation_limit, _ASIDE),
+            size=options.size,
+            seed=seed,
+            distortions=options.distortions,
+            aside=True if own else None,
+        )
     root = options.validation or options.data
     given = options.validation or options.validation_subsets
     if root is None or not (given or (root / "2afc" / "val").is_dir()):

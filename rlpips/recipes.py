@@ -49,11 +49,14 @@ class Recipe:
         clip: the longest gradient, over all parameters; longer ones are scaled down.
         schedule: 'linear' keeps the rate for `epochs` and lets it fall in steps for `decay_epochs`; 'cosine'
             lets it fall over all of them.
-        warmup: steps in which the rate rises linearly.
+        warmup: steps in which the rate rises linearly, a fifth of the run at most.
         epochs: passes over the data at the full rate.
         decay_epochs: passes more, while it falls.
+        minutes: train for so long instead, beside what teachers and validation take; the rate changes with
+            the time that steps have taken, so such a run does not repeat to the digit.
         batch: triplets of a step, over all processes.
-        ema: decay of the moving average of weights that is kept instead of the last ones; 0 keeps the last.
+        ema: decay of the moving average of weights that is kept instead of the last ones; of a young average
+            it is less, so that it covers a ninth of the run so far at most. 0 keeps the last.
         symmetries: turn and mirror each triplet at random; where there are teachers, always in the same way,
             in which they see it.
         precision: 'float32' or 'bfloat16', for the backbone only; sums and losses are in float32.
@@ -91,6 +94,7 @@ class Recipe:
     warmup: int = 0
     epochs: int = 5
     decay_epochs: int = 5
+    minutes: float | None = None
     batch: int = 50
     ema: float = 0.0
     symmetries: bool = False
@@ -128,6 +132,8 @@ class Recipe:
         for name in ("lr", "head_lr", "bias_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes={self.minutes} must be positive")
         for name in ("beta1", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")

@@ -7,6 +7,7 @@ resumed ends with the weights of one that was not, on the same machine.
 import contextlib
 import copy
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -23,12 +24,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import rlpips
 from rlpips import checkpoints
+from rlpips.attacks import Attack
 from rlpips.datasets import collate
 from rlpips.errors import DatasetError, MissingExtraError, UndefinedDistanceError
 from rlpips.evaluation import accuracy, mean_of, measure_2afc
 from rlpips.losses import TripletLoss, Triplets
 from rlpips.metric import LPIPS
-from rlpips.objectives import Metric, distances
+from rlpips.objectives import PERTURB, Inflate, Metric, distances
 from rlpips.processes import Processes
 from rlpips.progress import progress
 from rlpips.recipes import Recipe
@@ -36,12 +38,14 @@ from rlpips.runs import RunFolder
 from rlpips.samples import save_attacked_triplets
 from rlpips.teachers import choices, teach
 
-logger = logging.getLogger("rlpips")
+logger = logging.getLogger("rlpips.training")
 
 _SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
 _LOG_EVERY = 20  # steps that one row of the log sums up
 _SAMPLES = 4  # triplets in a picture
 _SCALED = 512  # triplets that fix the scale of distances
+_FEW = 50  # steps, fewer of which change a metric little
+_TIMED = 10  # steps from which the length of a run is estimated
 _MOST_LOST = 5  # steps in a row without finite numbers that end a run
 
 Items = Dataset[dict[str, Any]]
@@ -123,16 +127,22 @@ def new_optimizer(loss: TripletLoss, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+def rate(recipe: Recipe, step: int, done: float, whole: float) -> float:
     """Return the learning rate of a step, in units of the recipe's.
 
-    >>> [round(rate(Recipe(epochs=1, decay_epochs=2), step, 10), 2) for step in (0, 10, 20)]
+    Args:
+        recipe: the recipe.
+        step: the step's number, from 0, for the warm-up, which takes a fifth of the run at most.
+        done: how much of the run is done, in steps or seconds.
+        whole: how long the run is, in the same unit.
+
+    >>> [round(rate(Recipe(epochs=1, decay_epochs=2), step, step, 30), 2) for step in (0, 10, 20)]
     [1.0, 1.0, 0.5]
     """
-    rise = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
+    rise = min(1.0, max((step + 1) / recipe.warmup, 5 * done / whole)) if recipe.warmup else 1.0
     if recipe.schedule == "cosine":
-        return rise * (1 + math.cos(math.pi * step / (steps_per_epoch * recipe.total_epochs))) / 2
-    late = step // steps_per_epoch - recipe.epochs
+        return rise * (1 + math.cos(math.pi * min(done, whole) / whole)) / 2
+    late = min(int(done * recipe.total_epochs // whole), recipe.total_epochs - 1) - recipe.epochs
     return rise * (1 - max(0, late) / max(1, recipe.decay_epochs))
 
 
@@ -144,6 +154,7 @@ class _State:
     optimizer: torch.optim.Optimizer
     average: LPIPS | None
     step: int = 0
+    seconds: float = 0.0  # that steps took
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None  # of the metric, where patience keeps the best
@@ -157,6 +168,7 @@ class _State:
         """Return all of it as tensors and plain containers."""
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -173,10 +185,11 @@ class _State:
             self.average.load_state_dict(saved["average"])
         self.step, self.rows, self.scores = saved["step"], saved["rows"], saved["scores"]
         self.best = saved["best"]
+        self.seconds = saved.get("seconds", 0.0)
 
     def stale(self, patience: int) -> bool:
         """Whether the last `patience` scores brought no better one."""
-        values = [row["score"] for row in self.scores]
+        values = [row["score"] for row in self.scores if row["epoch"]]
         return (
             bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
         )
@@ -206,7 +219,10 @@ def train(
         out: the run's folder: made, or the one of the same run that was interrupted. Beside the metric it
             keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.pth`, the teachers' distances and,
             where there are attacks and triplets to validate on, pictures of attacked ones (`samples`).
-        validation: triplets that scores are measured on, after each epoch.
+        validation: triplets that scores are measured on, before training (epoch 0) and after each epoch: the
+            accuracy, as they are and under attack, and the inflation, the median distance of attacked
+            references to themselves over that of the triplets' distorted images. What has no judgement is
+            judged by the teachers.
         teachers: metrics to learn from, by name, on the device of `settings`: the first gives distances and
             the scale, and all together judge what nobody has.
         settings: where and how fast.
@@ -268,6 +284,20 @@ def _run(
             precision=recipe.precision,
         )
         lessons = logs[0], choices(logs)
+        if validation is not None:
+            validation = _spread(validation, settings.validation_limit)
+            if validation[0]["judge"].isnan().any():
+                content = {**about["data"], "validation": True}
+                answers = teach(
+                    teachers,
+                    validation,
+                    run.path / "teachers",
+                    content,
+                    device=device,
+                    workers=settings.workers,
+                    precision=recipe.precision,
+                )
+                validation = _Judged(validation, choices(answers))
     state = _new_state(recipe, lessons, device)
     saved = run.load_state()
     if saved is not None:
@@ -286,6 +316,7 @@ def _run(
             rescale(metric, data, lessons[0])
         metadata = {**about, "steps": state.step, "scores": state.scores}
         checkpoints.save(path, metric.state_dict(), metadata)
+        _tell_scores(recipe, state.scores)
     return path
 
 
@@ -358,19 +389,39 @@ def _climb(
     if processes.count > 1:
         model = nn.parallel.DistributedDataParallel(state.loss)
     model.train()
+    total = per_epoch * recipe.total_epochs
+    whole = 60 * recipe.minutes if recipe.minutes else total
+
+    def done() -> float:
+        return state.seconds if recipe.minutes else state.step
+
+    if done() >= whole:
+        return
+    if first and not recipe.minutes and total < _FEW:
+        logger.warning(
+            "this run takes %d steps, which change a metric little; some hundreds change it: "
+            "raise the epochs, the number of triplets, or the minutes",
+            total,
+        )
     board = _board(run.path, state.step) if settings.tensorboard and first else None
-    saved_at = time.monotonic()
+    validating = 0.0
+    if validation is not None and not state.step:
+        before = time.monotonic()
+        state.scores = [{"epoch": 0, **_validate(recipe, state, validation, settings, device, None)}]
+        validating = time.monotonic() - before
+    began = saved_at = time.monotonic()
+    started = state.step, state.seconds
     sums: dict[str, Tensor] = {}
     summed = lost = 0
     with progress(
         run.path.name,
-        total=per_epoch * recipe.total_epochs * recipe.batch,
+        total=None if recipe.minutes else total * recipe.batch,
         initial=state.step * recipe.batch,
         unit="triplet",
         hidden=not first,
     ) as bar:
         for batch in _batches(recipe, data, state.step, per_epoch, settings.workers, processes):
-            factor = rate(recipe, state.step, per_epoch)
+            factor = rate(recipe, state.step, done(), whole)
             for group in state.optimizer.param_groups:
                 group["lr"] = recipe.lr * group["factor"] * factor
             triplets = _triplets(batch, lessons, recipe, state.step, device, processes)
@@ -385,8 +436,23 @@ def _climb(
                 if first:
                     logger.warning("step %d is left out: %s", state.step + 1, error)
             state.step += 1
+            state.seconds += time.monotonic() - began
+            if recipe.minutes:
+                state.seconds = processes.first(lambda: state.seconds)
+            began = time.monotonic()
             bar.update(recipe.batch)
             epoch, left = divmod(state.step, per_epoch)
+            if first and state.step - started[0] == _TIMED and not recipe.minutes:
+                each = (state.seconds - started[1]) / _TIMED
+                ends = recipe.total_epochs - state.step // per_epoch
+                logger.info(
+                    "%d of %d steps are left, which take about %s",
+                    total - state.step,
+                    total,
+                    _duration(each * (total - state.step) + validating * ends),
+                )
+            ended = done() >= whole
+            epoch, left = (epoch + 1, 0) if ended and left else (epoch, left)
             if left and state.step % _LOG_EVERY:
                 continue
             means = _means(sums, summed, processes) if summed else {}
@@ -412,8 +478,9 @@ def _climb(
                 run.write_rows("log.csv", state.rows)
                 run.write_rows("scores.csv", state.scores)
                 saved_at = time.monotonic()
-            if not left and state.stale(recipe.patience):
+            if not left and (ended or state.stale(recipe.patience)):
                 break
+            began = time.monotonic()
     if board is not None:
         board.close()
 
@@ -424,6 +491,39 @@ def _diverged(run: RunFolder, step: int, what: str) -> RuntimeError:
     return RuntimeError(
         f"step {step}: {what}; {kept}. Train in another folder, with a lower lr or clip, or in float32"
     )
+
+
+def _duration(seconds: float) -> str:
+    """Write a time for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.1f} hours"
+
+
+def _tell_scores(recipe: Recipe, scores: list[dict[str, Any]]) -> None:
+    """Tell how the metric was before training, and how the one is that is kept."""
+    trained = [row for row in scores if row["epoch"]]
+    if not trained or scores[0]["epoch"]:
+        return
+    kept = max(trained, key=lambda row: row["score"]) if recipe.patience else trained[-1]
+    for when, row in (("before", scores[0]), ("after", kept)):
+        shares = {name: f"{value:.3f}" for name, value in row.items() if name in ("natural", *PERTURB)}
+        attacked = "".join(f", {share} with {name} attacked" for name, share in list(shares.items())[1:])
+        inflation = f"; inflation {row['inflation']:.3f}" if "inflation" in row else ""
+        logger.info("%s: accuracy %s%s%s", when, shares["natural"], attacked, inflation)
+
+
+class _Judged(Dataset[dict[str, Any]]):
+    """Triplets with the teachers' choices."""
+
+    def __init__(self, data: Items, chosen: Tensor) -> None:
+        self._data, self._chosen = data, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._data[index], "judge": self._chosen[index].view(1, 1, 1)}
 
 
 def _shown(means: Mapping[str, float]) -> dict[str, str]:
@@ -449,7 +549,8 @@ def _batches(
     """Read this process's share of every step's batch, from a step on."""
 
     def rows() -> Iterator[list[int]]:
-        for epoch in range(start // per_epoch, recipe.total_epochs):
+        epochs = itertools.count() if recipe.minutes else range(recipe.total_epochs)
+        for epoch in itertools.islice(epochs, start // per_epoch, None):
             order = np.random.default_rng((recipe.seed, epoch)).permutation(len(data))  # type: ignore[arg-type]
             first = start - epoch * per_epoch if epoch == start // per_epoch else 0
             for k in range(first, per_epoch):
@@ -613,6 +714,10 @@ def _validate(
             device=device,
         )
         scores[name] = mean_of(accuracy)(*columns)
+        if perturb is None:
+            ordinary = float(np.median(np.concatenate(columns[:2])))
+    if targets:
+        pushed = _pushed(metric, _spread(validation, limit), attack, device)
     if targets and picture is not None:
         some = _spread(validation, _SAMPLES)
         examples = [some[i] for i in range(len(some))]
@@ -620,7 +725,21 @@ def _validate(
     metric.train(training)
     natural, *attacked = scores.values()
     score = (natural + float(np.mean(attacked))) / 2 if attacked else natural
+    if targets:
+        scores["inflation"] = pushed / ordinary if ordinary else math.inf
     return {"score": score, **scores}
+
+
+def _pushed(metric: LPIPS, data: Items, attack: Attack, device: torch.device) -> float:
+    """Return the median distance of references to themselves, attacked."""
+    processes, own = Processes.current(), {}
+    for number, rows in processes.batches(len(data), 32):  # type: ignore[arg-type]
+        ref = torch.stack([data[i]["ref"] for i in rows]).to(device)
+        objective = Inflate(metric, ref)
+        attacked = attack(objective, ref, rows)
+        with torch.no_grad():
+            own[number] = objective(attacked, torch.arange(len(rows), device=device)).cpu()
+    return float(torch.cat(processes.gather(own)).median())
 
 
 def _spread(data: Items, limit: int | None) -> Subset[dict[str, Any]]:

@@ -181,6 +181,7 @@ class PhotoTriplets(Dataset[dict[str, Any]]):
         size: height and width in pixels.
         seed: not negative; other seeds give other triplets.
         distortions: names of `rlpips.distortions.DISTORTIONS` to choose from; by default all.
+        aside: True takes every tenth photo by name alone, False takes the others alone; by default all.
 
     Attributes:
         description: everything that the triplets depend on, for JSON.
@@ -200,9 +201,14 @@ class PhotoTriplets(Dataset[dict[str, Any]]):
         size: int = 64,
         seed: int = 0,
         distortions: Sequence[str] | None = None,
+        aside: bool | None = None,
     ) -> None:
         _check_least(count=(count, 1), size=(size, 8), seed=(seed, 0))
         files = _photos(Path(photos))
+        if aside is not None:
+            files = tuple(file for k, file in enumerate(files) if (k % 10 == 0) == aside)
+        if not files:
+            raise DatasetError(f"{photos}: of one photo none can be kept aside to validate on")
         job = _Job(files, size, seed, "panel", _check_distortions(distortions, least=2), ("teachers",), 1)
         settings = _settings(job, Path(photos))
         self.description = {k: v for k, v in settings.items() if k not in ("labels", "panel", "agree")}

@@ -62,7 +62,7 @@ def test_a_metric_is_trained_on_a_data_set(data, start, tmp_path, capsys):
     assert metadata["data"] == {"folder": str(data), "subsets": ["train/toy"], "count": 12}
     assert metadata["recipe"]["mode"] == "adversarial"
     assert metadata["recipe"]["lr"] == 0.01
-    assert set(metadata["scores"][0]) == {"epoch", "score", "natural", "x0"}
+    assert set(metadata["scores"][0]) == {"epoch", "score", "natural", "x0", "inflation"}
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     assert names == {"run.json", "log.csv", "scores.csv", "state.pth", "samples", "metric.pth"}
     assert (
@@ -99,7 +99,7 @@ def test_a_metric_is_trained_on_photos_that_teachers_judge(data, photos, start, 
     metadata = checkpoints.unpack(checkpoints.load(out / "metric.pth"), out)[1]
     assert list(metadata["teachers"]) == [start]
     assert metadata["data"]["size"] == 40
-    assert len(metadata["scores"]) == 1
+    assert len(metadata["scores"]) == 2
 
 
 def test_triplets_of_photos_are_those_that_are_written(photos, tmp_path):
@@ -121,7 +121,7 @@ def test_triplets_of_photos_are_those_that_are_written(photos, tmp_path):
         (["--data", "DATA", "--subsets", "train/none"], "train/none: there is no such folder; there are toy"),
         (["--photos", "nowhere", "--teachers", "START"], "nowhere: there is no such folder"),
         (["--photos", "PHOTOS"], "nobody has judged triplets of --photos: name --teachers"),
-        (["--photos", "PHOTOS", "--size", "500", "--teachers", "START"], "9 are smaller than 500 pixels"),
+        (["--photos", "PHOTOS", "--size", "500", "--teachers", "START"], "8 are smaller than 500 pixels"),
         (["--data", "DATA", "--batch", "13"], "12 triplets are too few for a batch of 13"),
         (["--data", "DATA", "--recipe", "cake"], "there is no recipe 'cake'; the recipes are lpips, r-lpips"),
         (["--data", "DATA", "--validation", "nowhere"], "nowhere/2afc: there is no such folder"),

@@ -20,9 +20,10 @@ from toys import SIZE, Triplets, random_metric, saved_metric
 import rlpips
 from rlpips import checkpoints
 from rlpips.evaluation import accuracy, measure_2afc
+from rlpips.objectives import Inflate
 from rlpips.recipes import Recipe
 from rlpips.runs import RunFolder
-from rlpips.training import Settings, train
+from rlpips.training import Settings, rate, train
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_early_stop_keeps_the_best(start, tmp_path):
     )
     run, validation = tmp_path / "run", Triplets(40, 1, judge=hidden)
     path = train(recipe, Triplets(), run, validation=validation)
-    scores = [row["score"] for row in rows(run / "scores.csv")]
+    scores = [row["score"] for row in rows(run / "scores.csv") if row["epoch"]]
     assert len(scores) < 20
     assert max(scores[-2:]) <= max(scores[:-2])
     kept = measure_2afc(rlpips.LPIPS(weights=path), validation)
@@ -151,7 +152,7 @@ def test_early_stop_keeps_the_best(start, tmp_path):
     before = tensors(path)
     train(recipe, Triplets(), run, validation=validation)  # it has stopped already
     assert not changed(before, tensors(path))
-    assert len(rows(run / "scores.csv")) == len(scores)
+    assert len(rows(run / "scores.csv")) == 1 + len(scores)
 
 
 def test_the_moving_average_lies_between_start_and_end(recipe, tmp_path):
@@ -210,7 +211,7 @@ def test_the_metric_says_how_it_was_made(recipe, tmp_path):
     assert metadata["data"] == {"subsets": ["train/toy"], "count": 16}
     assert (metadata["rlpips"], metadata["torch"]) == (rlpips.__version__, torch.__version__)
     assert metadata["steps"] == 2
-    assert [score["epoch"] for score in metadata["scores"]] == [1]
+    assert [score["epoch"] for score in metadata["scores"]] == [0, 1]
 
 
 def test_a_folder_goes_with_one_run(recipe, tmp_path):
@@ -437,7 +438,12 @@ def test_validation_attacks_as_the_recipe_does_and_shows_it(recipe, tmp_path):
     for perturb in recipe.perturb:
         found = accuracy(*measure_2afc(metric, validation, attack, perturb)).mean()
         assert last[perturb] == pytest.approx(found)
-    natural = accuracy(*measure_2afc(metric, validation)).mean()
+    d0, d1, judge = measure_2afc(metric, validation)
+    natural = accuracy(d0, d1, judge).mean()
+    pushed = attack(Inflate(metric, validation.ref), validation.ref, range(10))
+    with torch.no_grad():
+        inflation = np.median(metric(pushed, validation.ref)) / np.median([d0, d1])
+    assert last["inflation"] == pytest.approx(inflation, rel=0.1)  # other batches, other last digits
     assert last["natural"] == pytest.approx(natural)
     assert last["score"] == pytest.approx((natural + (last["x0"] + last["x0+x1"]) / 2) / 2)
     assert sorted(file.name for file in (run / "samples").iterdir()) == ["epoch-01.png", "epoch-02.png"]
@@ -468,7 +474,7 @@ def test_a_limited_validation_is_spread_over_the_data(recipe, tmp_path):
 
     validation = Watched(12, 1)
     train(recipe, Triplets(), tmp_path / "run", validation=validation, settings=Settings(validation_limit=4))
-    assert validation.seen == (0, 3, 6, 9)
+    assert validation.seen == (0, 3, 6, 9) * 2  # before training and after
 
 
 def test_tensorboard_tells_the_scores(recipe, tmp_path):
@@ -480,7 +486,7 @@ def test_tensorboard_tells_the_scores(recipe, tmp_path):
     (loss,) = events.Scalars("train/loss")
     assert loss.step == 2
     assert loss.value == pytest.approx(rows(run / "log.csv")[0]["loss"], abs=1e-6)
-    assert events.Scalars("validation/natural")[0].value == rows(run / "scores.csv")[0]["natural"]
+    assert events.Scalars("validation/natural")[0].value == rows(run / "scores.csv")[1]["natural"]
 
 
 def test_without_tensorboard_its_extra_is_named(recipe, tmp_path, monkeypatch):
@@ -544,6 +550,95 @@ def test_two_processes_train_as_one(start, tmp_path):
         assert done.returncode == 0, done.stderr
     for table in ("log.csv", "scores.csv"):
         alone, together = (rows(tmp_path / name / table) for name in ("alone", "group"))
-        assert len(alone) == 3
+        assert len(alone) == (4 if table == "scores.csv" else 3)
         for one, other in zip(alone, together, strict=True):
             assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_the_rate_warms_up_in_a_fifth_of_the_run_at_most_and_falls_to_its_end():
+    recipe = Recipe(warmup=50, schedule="cosine", epochs=1, decay_epochs=0)
+    cosine = [(1 + math.cos(math.pi * step / 4125)) / 2 for step in range(4125)]
+    long = [rate(recipe, step, step, 4125) for step in range(4125)]
+    assert long[:50] == pytest.approx([(step + 1) / 50 * cosine[step] for step in range(50)])
+    assert long[50:] == pytest.approx(cosine[50:])
+    for whole in (250, 4125):  # runs that made weights which ship
+        assert rate(recipe, 24, 24, whole) == pytest.approx((1 + math.cos(math.pi * 24 / whole)) / 4)
+    short = [rate(recipe, step, step, 8) for step in range(8)]
+    assert short[2:] == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)])
+    falls = Recipe(epochs=1, decay_epochs=2)
+    assert [rate(falls, 0, seconds, 60.0) for seconds in (0, 19, 21, 41, 61)] == [1, 1, 1, 0.5, 0.5]
+
+
+def test_a_short_run_changes_the_metric_and_is_warned_of(recipe, tmp_path, caplog):
+    recipe = dataclasses.replace(recipe, batch=2, warmup=50, ema=0.998, schedule="cosine", lr=1e-2)
+    first = random_metric().state_dict()
+    after = tensors(train(recipe, Triplets(), tmp_path / "run"))
+    assert "this run takes 8 steps, which change a metric little" in caplog.text
+    plain = dataclasses.replace(recipe, warmup=0, ema=0.0)
+    free = tensors(train(plain, Triplets(), tmp_path / "plain"))
+    key = "lin0.model.1.weight" if "lin0.model.1.weight" in first else "lin0.model.0.weight"
+    assert (after[key] - first[key]).abs().mean() > 0.3 * (free[key] - first[key]).abs().mean()
+
+
+def test_a_run_of_minutes_ends_with_its_time_and_goes_on_where_it_was(recipe, tmp_path, caplog):
+    recipe = dataclasses.replace(recipe, minutes=1 / 60, schedule="cosine")
+    path = train(recipe, Triplets(), tmp_path / "run", validation=Triplets(4))
+    state = torch.load(tmp_path / "run" / "state.pth")
+    assert 1 <= state["seconds"] < 10
+    log = rows(tmp_path / "run" / "log.csv")
+    assert log[-1]["lr"] < 0.5 * log[0]["lr"]
+    assert rows(tmp_path / "run" / "scores.csv")[-1]["epoch"] == log[-1]["epoch"]
+    written = tensors(path)
+    train(recipe, Triplets(), tmp_path / "run", validation=Triplets(4))  # its time is over
+    assert not changed(written, tensors(path))
+    assert torch.load(tmp_path / "run" / "state.pth")["step"] == state["step"]
+
+
+def test_a_run_says_how_long_it_takes_and_what_came_of_it(recipe, tmp_path, caplog):
+    recipe = dataclasses.replace(recipe, batch=1, mode="adversarial", steps=1)
+    with caplog.at_level("INFO", logger="rlpips.training"):
+        train(
+            recipe,
+            Triplets(),
+            tmp_path / "run",
+            validation=Triplets(4),
+            settings=Settings(validation_steps=1),
+        )
+    assert re.search(r"6 of 16 steps are left, which take about \d+ s", caplog.text)
+    before, after = rows(tmp_path / "run" / "scores.csv")
+    for name, row in (("before", before), ("after", after)):
+        expected = f"{name}: accuracy {row['natural']:.3f}, {row['x0']:.3f} with x0 attacked; inflation"
+        assert f"{expected} {row['inflation']:.3f}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"clip": 1e-9}, True),
+        ({"weight_decay": 5.0}, True),
+        ({"schedule": "cosine"}, True),
+        ({"warmup": 1}, False),
+        ({"warmup": 9}, True),
+        ({"bias_lr": 50.0}, True),
+        ({"head_lr": 50.0}, True),
+        ({"eps_range": (0.0, 0.0)}, True),
+        ({"symmetries": True}, True),
+    ],
+)
+def test_every_option_of_the_steps_has_its_effect(recipe, tmp_path, change, differs):
+    recipe = dataclasses.replace(
+        recipe, mode="adversarial", train="all", lr=1e-3, batch=2, perturb=("x0",), decay_epochs=1
+    )
+    plain = tensors(train(recipe, Triplets(), tmp_path / "plain"))
+    other = tensors(train(dataclasses.replace(recipe, **change), Triplets(), tmp_path / "other"))
+    assert bool(changed(plain, other)) == differs
+    first = random_metric().state_dict()
+    moved = {
+        name: sum((state[key] - first[key]).norm().item() for key in first if key.endswith(kind))
+        for name, state in (("plain", plain), ("other", other))
+        for kind in (".bias",)
+    }
+    if "clip" in change:  # Adam divides by the gradients' size, but for what it adds to it
+        assert moved["other"] < 0.9 * moved["plain"]
+    if "bias_lr" in change:
+        assert moved["other"] > 10 * moved["plain"]
