@@ -45,7 +45,7 @@ _LOG_EVERY = 20  # steps that one row of the log sums up
 _SAMPLES = 4  # triplets in a picture
 _SCALED = 512  # triplets that fix the scale of distances
 _FEW = 50  # steps, fewer of which change a metric little
-_TIMED = 10  # steps from which the length of a run is estimated
+_TIMED = 5  # steps from which the length of a run is estimated
 _MOST_LOST = 5  # steps in a row without finite numbers that end a run
 
 Items = Dataset[dict[str, Any]]

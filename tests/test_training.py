@@ -604,7 +604,7 @@ def test_a_run_says_how_long_it_takes_and_what_came_of_it(recipe, tmp_path, capl
             validation=Triplets(4),
             settings=Settings(validation_steps=1),
         )
-    assert re.search(r"6 of 16 steps are left, which take about \d+ s", caplog.text)
+    assert re.search(r"11 of 16 steps are left, which take about \d+ s", caplog.text)
     before, after = rows(tmp_path / "run" / "scores.csv")
     for name, row in (("before", before), ("after", after)):
         expected = f"{name}: accuracy {row['natural']:.3f}, {row['x0']:.3f} with x0 attacked; inflation"
