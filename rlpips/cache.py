@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlpips import checkpoints, downloads, registry
+from rlpips import checkpoints, downloads, registry, torchfile
 from rlpips.backbones import ARCHITECTURES, Architecture
 from rlpips.checkpoints import Contents
-from rlpips.errors import CheckpointError, WeightsUnavailableError
+from rlpips.errors import CheckpointError, WeightsUnavailableError, printable
 from rlpips.files import write_atomically
 from rlpips.registry import WeightsEntry
 
@@ -92,7 +92,9 @@ def find(weights: str | PathLike[str], arch: Architecture, version: str) -> Cont
         contents = checkpoints.read(file, arch)
         made_for = contents.metadata.get("version", version)
         if made_for != version:
-            raise ValueError(f"{weights} is for version={made_for!r}, not {version!r}")
+            raise ValueError(
+                f"{torchfile.name(Path(weights))} is for version={printable(repr(made_for))}, not {version!r}"
+            )
         return contents
     if weights == "standard":
         return Contents()
@@ -195,12 +197,11 @@ def _read_verified(entry: WeightsEntry, path: Path) -> Contents:
     if entry.kind == "heads":
         return Contents(heads=_shipped_heads(entry, arch))
     if entry.kind == "metric":
-        if not path.exists():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
+        torchfile.check_regular(path)
         if not downloads.matches(path, entry.digest):
             raise _damaged(entry, path, f"its {entry.digest.partition(':')[0]} is not that of the registry")
-        return checkpoints.read(path, arch)
-    contents = checkpoints.read(path, arch, mmap=True)
+        return checkpoints.read(path, arch, pinned=True)
+    contents = checkpoints.read(path, arch, pinned=True)
     if contents.backbone is None:
         raise _damaged(entry, path, "it holds no backbone")
     digest = checkpoints.tensors_digest(contents.backbone)
@@ -233,10 +234,10 @@ def _shipped_heads(entry: WeightsEntry, arch: Architecture) -> list[Tensor]:
     path = registry.data_dir() / entry.file
     if not downloads.matches(path, entry.digest):
         raise _damaged(entry, path, "its digest is not that of the registry")
-    state, metadata = checkpoints.unpack(checkpoints.load(path), path)
+    state, metadata = checkpoints.unpack(checkpoints.load(path, pinned=True), path)
     prefix = f"{entry.name}."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    contents = checkpoints.parse(own, arch, path, metadata)
+    contents = checkpoints.parse(own, arch, path, metadata, pinned=True)
     assert contents.heads is not None
     return contents.heads
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rlpips import checkpoints
+from rlpips import checkpoints, torchfile
 from rlpips.errors import CheckpointError
 from rlpips.files import write_atomically
 
@@ -95,27 +96,33 @@ class RunFolder:
         """Read the state to go on from, if there is one.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it is damaged, or has weights that are not finite.
         """
         if not self.state_file.exists():
             return None
         try:
-            state = checkpoints.load(self.state_file)
+            loaded = checkpoints.load(self.state_file)
         except CheckpointError as error:
             raise self.damaged() from error
-        if not isinstance(state, dict):
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("state"), dict):
             raise self.damaged()
+        state: dict[str, Any] = loaded["state"]
+        if not all(torch.isfinite(each).all() for each in _tensors(state)):
+            raise CheckpointError(
+                f"{torchfile.name(self.state_file)} has weights that are not finite: the run had diverged "
+                "when it was saved; delete it to start the run from its beginning"
+            )
         return state
 
     def damaged(self) -> CheckpointError:
         """Return the error of a state that cannot be used."""
-        return CheckpointError(f"{self.state_file} is damaged; delete it to start the run from its beginning")
+        return CheckpointError(
+            f"{torchfile.name(self.state_file)} is damaged; delete it to start the run from its beginning"
+        )
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the state, whole or not at all."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(self.state_file, buffer.getvalue())
+        """Write the state, whole or not at all, with a digest."""
+        checkpoints.save_content(self.state_file, {"state": state})
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a table as CSV; its columns are those of all rows."""
@@ -125,3 +132,12 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path / name, text.getvalue().encode())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Find the tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)

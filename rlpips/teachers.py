@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from rlpips import torchfile
 from rlpips.checkpoints import metric_digest
 from rlpips.datasets import collate
-from rlpips.errors import DatasetError
+from rlpips.errors import CheckpointError, DatasetError
 from rlpips.files import write_atomically
 from rlpips.objectives import Metric, activated, distances
 from rlpips.processes import Processes
@@ -55,6 +56,7 @@ def teach(
         float32.
 
     Raises:
+        CheckpointError: distances that were kept are damaged.
         DatasetError: a teacher gives no finite distance, or images differ in size.
         OSError: the folder cannot be written.
     """
@@ -73,13 +75,11 @@ def teach(
                     some = Subset(data, rows)
                     loader = DataLoader(some, batch_size, num_workers=workers, collate_fn=collate)
                     found = torch.cat([_measure(metric, batch, device, precision) for batch in loader])
-                    buffer = io.BytesIO()
-                    np.save(buffer, found.numpy())
-                    write_atomically(path, buffer.getvalue())
+                    _keep(path, found)
                 bar.update(len(rows))
         if processes.count > 1:
             torch.distributed.barrier()
-        measured = torch.cat([torch.from_numpy(np.load(path)) for path in paths])
+        measured = torch.cat([_kept(path, len(rows)) for path, rows in zip(paths, blocks, strict=True)])
         if not measured.isfinite().all():
             raise DatasetError(f"the teacher {name} gives distances that are not finite")
         logs.append(measured.clamp(min=_LEAST).log())
@@ -97,6 +97,26 @@ def choices(logs: Tensor) -> Tensor:
     """
     mean = logs.mean(dim=0)
     return (mean[:, 1] < mean[:, 0]).float()
+
+
+def _keep(path: Path, measured: Tensor) -> None:
+    """Write distances as NumPy does, and behind them the SHA-256 of all that, which NumPy does not read."""
+    buffer = io.BytesIO()
+    np.save(buffer, measured.numpy())
+    write_atomically(path, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
+def _kept(path: Path, count: int) -> Tensor:
+    """Read what `_keep` wrote."""
+    torchfile.check_regular(path)
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
+        measured = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+        if measured.shape == (count, 2):
+            return measured
+    raise CheckpointError(
+        f"{torchfile.name(path)} is damaged; delete it to have the teacher's distances measured again"
+    )
 
 
 def _measure(

@@ -1,5 +1,8 @@
+import io
 import pickle
+import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import lpips
@@ -65,8 +68,6 @@ def test_full_state_dicts_load_and_fetch_nothing(peer, tmp_path, kind):
 
 def saved_from_cuda(path):
     """Turn a file's storages into ones that were saved from a CUDA device."""
-    import zipfile
-
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -240,3 +241,187 @@ def test_tensor_digests_name_the_numbers_not_the_file():
         {"b": state["b"], "c": state["a"]},
     ):
         assert checkpoints.tensors_digest(other) != digest
+
+
+def test_every_flipped_bit_of_an_archives_members_is_noticed(tmp_path):
+    """Where bytes carry no meaning, such as padding, the numbers are the same."""
+    path = tmp_path / "heads.pth"
+    state = torch.load(published(), map_location="cpu", weights_only=True)
+    torch.save(state, path)
+    good = path.read_bytes()
+    refused = 0
+    for place in range(0, len(good), 19):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        try:
+            contents = checkpoints.read(path, ARCHITECTURES["alex"])
+        except CheckpointError:
+            refused += 1
+        else:
+            assert all(map(torch.equal, contents.heads, state.values()))
+    assert refused > len(good) / 19 / 2
+
+
+def rezipped(data, change):
+    """Write an archive anew with right checksums, its pickle or storages changed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("part", ["a weight", "the version", "a word of the metadata", "no digest"])
+def test_own_files_are_held_to_the_digest_in_them(tmp_path, part):
+    path = tmp_path / "metric.pth"
+    heads = torch.load(published(), map_location="cpu", weights_only=True)
+    checkpoints.save(path, heads, {"version": "0.1", "made": "by a test"})
+    assert len(checkpoints.read(path, ARCHITECTURES["alex"]).heads) == 5
+
+    def change(name, content):
+        if part == "a weight" and name.endswith("data/2"):
+            return content[:9] + bytes([content[9] ^ 1]) + content[10:]
+        if part == "the version":
+            return content.replace(b"0.1", b"0.0")
+        if part == "a word of the metadata":
+            return content.replace(b"by a test", b"by a pest")
+        return content.replace(b"digest", b"tsegid") if part == "no digest" else content
+
+    path.write_bytes(rezipped(path.read_bytes(), change))
+    for read in (checkpoints.load, lambda p: checkpoints.read(p, ARCHITECTURES["alex"])):
+        with pytest.raises(CheckpointError, match=r"metric\.pth is damaged: .* digest"):
+            read(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_own_files_of_any_precision_load(peer, tmp_path, dtype):
+    path = tmp_path / "metric.pth"
+    checkpoints.save(path, {key: value.to(dtype) for key, value in peer.state_dict().items()}, {})
+    expected = peer.state_dict()["lin0.model.1.weight"].to(dtype).float()
+    assert torch.equal(rlpips.LPIPS(weights=path).state_dict()["lin0.model.1.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ([1], "are no dictionary"),
+        ({"x": torch.ones(2)}, "are not JSON values"),
+        ({"x": list(range(200_000))}, "are too many"),
+        ({("a", "b"): 1}, "no dictionary|not JSON"),
+    ],
+)
+def test_metadata_that_are_no_json_are_refused(peer, tmp_path, metadata, message):
+    path = tmp_path / "metric.pth"
+    checkpoints.save_content(path, {"metadata": metadata, "state_dict": dict(peer.state_dict())})
+    with pytest.raises(CheckpointError, match=rf"metric\.pth.*({message})"):
+        rlpips.LPIPS(weights=path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: -w, "lin1 has negative weights, which would make distances negative"),
+        (lambda w: torch.where(torch.arange(192).view(w.shape) == 7, -1e-8, w), "lin1 has negative weights"),
+        (lambda w: w * torch.nan, "lin1 is not finite in float32"),
+        (lambda w: w.double() + 1e300, "lin1 is not finite in float32"),
+    ],
+)
+def test_heads_that_no_metric_can_have_are_refused(peer, tmp_path, make, message):
+    heads = {key: value for key, value in peer.state_dict().items() if re.match(r"lin\d", key)}
+    heads["lin1.model.1.weight"] = make(heads["lin1.model.1.weight"])
+    torch.save(heads, tmp_path / "heads.pth")
+    with pytest.raises(CheckpointError, match=rf"heads\.pth .*{message}"):
+        rlpips.LPIPS(pnet_rand=True, weights=tmp_path / "heads.pth")
+
+
+def test_a_backbone_that_overflows_is_refused_and_a_negative_zero_is_none(peer, tmp_path):
+    state = peer.state_dict()
+    path = tmp_path / "metric.pth"
+    torch.save({key: value * -0.0 if key.startswith("lin") else value for key, value in state.items()}, path)
+    assert not rlpips.LPIPS(weights=path).lins[0].model[1].weight.any()
+    torch.save({**state, "net.slice1.0.bias": state["net.slice1.0.bias"].double() * 1e300}, path)
+    with pytest.raises(CheckpointError, match="features.0.bias is not finite in float32"):
+        rlpips.LPIPS(weights=path)
+
+
+ODD = {
+    "sparse": lambda w: w.flatten().to_sparse(),
+    "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "float8": lambda w: w.to(torch.float8_e4m3fn),
+    "nested": lambda w: torch.nested.nested_tensor([w[0], w[0]]),
+    "meta": lambda w: w.to("meta"),
+    "complex": lambda w: w.to(torch.complex64),
+    "conjugated": lambda w: w.to(torch.complex64).conj(),
+    "expanded": lambda w: w[:, :1].expand(1, 10**6, 10**6, 1),
+    "expanded to its shape": lambda w: w[:, :1].clone().expand(1, 64, 1, 1),
+    "a list": lambda w: w.tolist(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_tensors_are_refused_and_the_file_is_named(tmp_path, kind, zipped):
+    heads = torch.load(published(), map_location="cpu", weights_only=True)
+    heads["lin0.model.1.weight"] = ODD[kind](heads["lin0.model.1.weight"])
+    path = tmp_path / "odd.pth"
+    try:
+        torch.save(heads, path, _use_new_zipfile_serialization=zipped)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        pytest.skip(f"torch cannot save this: {kind}")
+    with pytest.raises(CheckpointError, match=r"odd\.pth"):
+        rlpips.LPIPS(pnet_rand=True, weights=path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "9" * 5000,
+        f"lin{'9' * 5000}.model.1.weight",
+        f"features.{'9' * 5000}.weight",
+        f"net.slice1.{'9' * 5000}.weight",
+        f"net.slice{'9' * 5000}.0.weight",
+        "\x1b[2J\x07",
+        "\udc80",
+    ],
+    ids=range(7),
+)
+def test_what_a_file_calls_its_tensors_reaches_messages_escaped_and_cut(tmp_path, key):
+    heads = torch.load(published(), map_location="cpu", weights_only=True)
+    path = tmp_path / "\x1b[31mred.pth"
+    for content in (
+        {**heads, key: torch.ones(1)},
+        {key: torch.ones(1)},
+        {key: 1},
+        {key: torch.ones(1).to_sparse()},
+    ):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError) as caught:
+            rlpips.LPIPS(pnet_rand=True, weights=path)
+        assert r"\x1b[31mred.pth" in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 2000 + len(str(path))
+
+
+def test_shapes_are_compared_before_anything_is_read(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # in a storage
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="it looks like a ResNet"):
+        rlpips.LPIPS(weights=path)
+
+
+def test_a_classifiers_damage_is_none_of_the_backbones(tmp_path):
+    path = tmp_path / "model.pth"
+    state = torchvision.models.alexnet(weights=None).state_dict()
+    torch.save(state, path)
+    data = path.read_bytes()
+    for key, refused in (("classifier.1.bias", False), ("features.3.bias", True)):
+        place = data.index(state[key].numpy().tobytes())
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        if refused:
+            with pytest.raises(CheckpointError, match=r"model\.pth .*CRC"):
+                checkpoints.read(path, ARCHITECTURES["alex"])
+        else:
+            assert checkpoints.read(path, ARCHITECTURES["alex"]).backbone.keys() >= {"features.3.bias"}

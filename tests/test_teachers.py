@@ -70,3 +70,25 @@ def test_bfloat16_measures_about_the_same(tmp_path):
 def test_a_teacher_without_a_distance_is_named(tmp_path):
     with pytest.raises(rlpips.DatasetError, match="the teacher broken gives distances that are not finite"):
         teach({"broken": Counting(np.nan)}, Triplets(2), tmp_path, {})
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "another's"])
+def test_damage_in_kept_distances_is_found(tmp_path, damage):
+    data, teacher = Triplets(9), Counting()
+    teach({"mine": teacher}, data, tmp_path, {})
+    (path,) = tmp_path.iterdir()
+    assert np.load(path).shape == (9, 2)
+    kept = path.read_bytes()
+    if damage == "flipped":
+        path.write_bytes(kept[:140] + bytes([kept[140] ^ 1]) + kept[141:])
+    elif damage == "cut":
+        path.write_bytes(kept[:-1])
+    else:
+        teach({"mine": teacher}, Triplets(4), tmp_path / "other", {})
+        path.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
+    with pytest.raises(
+        rlpips.CheckpointError, match=rf"{path} is damaged; delete it to have .* measured again"
+    ):
+        teach({"mine": teacher}, data, tmp_path, {})
+    path.unlink()
+    assert teach({"mine": teacher}, data, tmp_path, {}).shape == (1, 9, 2)

@@ -255,6 +255,26 @@ def test_damaged_files_of_a_run_are_named(recipe, tmp_path):
         train(recipe, Triplets(), run)
 
 
+def test_a_state_is_held_to_its_digest_and_has_finite_weights(tmp_path):
+    run = RunFolder(tmp_path, {})
+    state = {
+        "step": 3,
+        "loss": {"lin0": torch.rand(4)},
+        "rows": [{"loss": 0.5, "note": torch.nan}],
+        "best": None,
+    }
+    run.save_state(state)
+    found = run.load_state()
+    assert torch.equal(found["loss"]["lin0"], state["loss"]["lin0"])
+    assert found["step"] == 3
+    torch.save({**torch.load(run.state_file), "state": {**state, "step": 4}}, run.state_file)
+    with pytest.raises(rlpips.CheckpointError, match=r"state\.pth is damaged; delete it"):
+        run.load_state()
+    run.save_state({**state, "optimizer": {"state": {0: {"exp_avg": torch.tensor([1.0, torch.nan])}}}})
+    with pytest.raises(rlpips.CheckpointError, match=r"state\.pth has weights that are not finite"):
+        run.load_state()
+
+
 def test_what_a_killed_run_left_of_its_first_file_is_no_hindrance(tmp_path):
     (tmp_path / ".run.json.abc").touch()
     with RunFolder(tmp_path, {"recipe": {}, "data": {}, "teachers": {}}).opened():

@@ -56,7 +56,7 @@ def main() -> None:
         state = {key: value.half() for key, value in state.items()}
         checkpoints.save(file, state, {**about, "version": entry["version"]})
     else:
-        state, others = checkpoints.unpack(checkpoints.load(file), file)
+        state, others = checkpoints.unpack(checkpoints.load(file, pinned=True), file)
         state |= {f"{options.name}.{key}": value for key, value in heads.items()}
         checkpoints.save(file, state, {**others, entry["net"]: about})
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
