@@ -1,15 +1,29 @@
-"""Fetching a file over HTTP: resumed, retried, verified, and never left half done under its own name."""
+"""Fetching a file over HTTP: resumed, retried, verified, and never left half done under its own name.
 
+A server may be slow, wrong or hostile. Whatever it answers, the worst is an error that names its URL, and the
+next URL is tried. A transfer is broken off when it brings less than 10 kB per second over a minute.
+"""
+
+import datetime
+import email.utils
 import errno
 import hashlib
 import logging
 import os
+import queue
 import re
+import socket
+import stat
+import threading
 import time
-from collections.abc import Iterable, Sequence
+import urllib.parse
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from rlpips import sharing
+from rlpips.errors import printable
 from rlpips.progress import progress
 
 if TYPE_CHECKING:
@@ -19,10 +33,14 @@ logger = logging.getLogger("rlpips")
 
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
+LEAST_SPEED = 10_000  # bytes per second, on average over each period
+PERIOD = 60.0  # seconds
+LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
 ATTEMPTS = 5  # for each URL
 _BACK_OFF = 0.5  # seconds before the second attempt; doubles each time
 _LARGEST = 2**30  # bytes accepted where the size is not known
 _CHUNK = 2**16  # the most that a broken connection loses
+_AHEAD = 16  # chunks received that are not yet written
 
 
 class DownloadError(OSError):
@@ -34,7 +52,11 @@ class _Refused(Exception):  # noqa: N818
 
 
 class _Broken(Exception):  # noqa: N818
-    """The transfer broke in a way that another attempt may mend."""
+    """The transfer broke in a way that another attempt may mend, after `wait` seconds at least."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
 
 
 def file_digest(path: Path, algorithm: str) -> str:
@@ -85,61 +107,60 @@ def fetch(
     Raises:
         DownloadError: no URL served the file, or the disk is full.
     """
-    import requests
-
     part = target.with_name(target.name + ".part")
     reasons = []
-    with requests.Session() as session:
-        session.headers["Accept-Encoding"] = "identity"  # so that ranges count the file's own bytes
+    try:
+        _claim(part)
         for url in urls:
             try:
-                _fetch_from(session, url, part, digest, size, size or largest or _LARGEST)
+                _fetch_from(url, part, digest, size, size or largest or _LARGEST)
             except _Refused as reason:
                 reasons.append(f"{url}: {reason}")
                 logger.info("%s: %s", url, reason)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise DownloadError(
-                        f"the disk is full: {target.parent} cannot hold {target.name}"
-                        + (f" ({size / 1e6:.0f} MB)" if size else "")
-                        + "; free some space, or choose a folder on another disk (for weights: RLPIPS_HOME)"
-                    ) from error
-                raise
             else:
+                sharing.share(part)
                 part.replace(target)
                 return
+    except PermissionError as error:
+        raise DownloadError(
+            f"{error.filename or part} cannot be written: permission denied{sharing.belongs(part)}; "
+            "choose a folder of your own (for weights: RLPIPS_HOME)"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DownloadError(
+                f"the disk is full: {target.parent} cannot hold {target.name}"
+                + (f" ({size / 1e6:.0f} MB)" if size else "")
+                + "; free some space, or choose a folder on another disk (for weights: RLPIPS_HOME)"
+            ) from error
+        raise
     raise DownloadError("; ".join(reasons) or "it has no URL")
 
 
-def _fetch_from(
-    session: "requests.Session", url: str, part: Path, digest: str | None, size: int | None, limit: int
-) -> None:
-    """Complete `part` from one URL, attempt after attempt."""
-    import requests
+def _claim(part: Path) -> None:
+    """Remove what lies in the place of a part and cannot be continued: a link, or another user's file."""
+    with suppress(FileNotFoundError):
+        if not (stat.S_ISREG(part.lstat().st_mode) and os.access(part, os.R_OK | os.W_OK)):
+            part.unlink()
 
-    reason = ""
+
+def _fetch_from(url: str, part: Path, digest: str | None, size: int | None, limit: int) -> None:
+    """Complete `part` from one URL, attempt after attempt."""
+    reason, wait = "", 0.0
     fresh = not part.exists()
     for attempt in range(ATTEMPTS):
         if attempt:
             logger.info("%s, attempt %d of %d: %s", url, attempt, ATTEMPTS, reason)
-            time.sleep(_BACK_OFF * 2 ** (attempt - 1))
+            time.sleep(max(wait, _BACK_OFF * 2 ** (attempt - 1)))
         try:
-            _transfer(session, url, part, size, limit, trusting=digest is None)
+            _transfer(url, part, size, limit, trusting=digest is None)
         except _Broken as error:
-            reason = str(error)
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
-            reason = _reason(error)
-        except requests.RequestException as error:
-            raise _Refused(_reason(error)) from error
+            reason, wait = str(error), error.wait
         else:
             if digest is None or matches(part, digest):
                 return
             algorithm, _, expected = digest.partition(":")
-            reason = f"the file has {algorithm} {file_digest(part, algorithm)}, not {expected}"
+            reason, wait = f"the file has {algorithm} {file_digest(part, algorithm)}, not {expected}", 0.0
             part.unlink()
             if fresh:
                 break
@@ -151,12 +172,123 @@ def _reason(error: Exception) -> str:
     """Say why a request failed, without the connections and pools that urllib3 wraps the reason in."""
     inner = getattr(error.args[0], "reason", None) if error.args else None
     text = re.sub(r"^(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ", "", str(inner or error))
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {printable(text, 500)}"
 
 
-def _transfer(
-    session: "requests.Session", url: str, part: Path, size: int | None, limit: int, trusting: bool
-) -> None:
+class _Request:
+    """One request, made by a thread, so that all that a server sends can be waited for with a limit.
+
+    A read time-out does not limit anything: it begins anew with every byte.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        self._received: queue.Queue[requests.Response | bytes | Exception] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._response: requests.Response | None = None
+        self._start_period()
+        threading.Thread(target=self._run, args=(url, headers), daemon=True).start()
+
+    def answer(self) -> "requests.Response":
+        """Return the answer, of which the status and the headers have come; raises as `read`."""
+        response = self._next()
+        assert not isinstance(response, bytes)
+        self._response = response
+        self._start_period()
+        return response
+
+    def read(self) -> bytes:
+        """Return the next bytes of the answer's body, none at its end.
+
+        Raises:
+            _Broken: the connection broke, or is too slow.
+            _Refused: what the server sends is not HTTP.
+        """
+        chunk = self._next()
+        assert isinstance(chunk, bytes)
+        self._bytes += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Hang up, even in the middle of the answer."""
+        if self._response is not None:
+            with (
+                suppress(OSError, ValueError, AttributeError),  # it is closed already
+                socket.fromfd(self._response.raw.fileno(), socket.AF_INET, socket.SOCK_STREAM) as connection,
+            ):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread, which may wait for bytes
+        self._closed.set()
+
+    def _start_period(self) -> None:
+        self._bytes, self._until = 0, time.monotonic() + PERIOD
+
+    def _next(self) -> "requests.Response | bytes":
+        while True:
+            try:
+                found = self._received.get(timeout=max(0.0, self._until - time.monotonic()))
+            except queue.Empty:
+                if self._bytes < LEAST_SPEED * PERIOD:
+                    reason = f"too slow: the server sent {self._bytes} bytes in {PERIOD:g} s"
+                    raise _Broken(reason) from None
+                self._start_period()
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    def _run(self, url: str, headers: dict[str, str]) -> None:
+        import requests
+
+        last: bytes | Exception = b""
+        try:
+            with (
+                _session() as session,
+                session.get(
+                    url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
+                ) as response,
+            ):
+                self._put(response)
+                for chunk in response.iter_content(_CHUNK):
+                    if chunk and not self._put(chunk):
+                        return
+        except _Refused as error:
+            last = error
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as error:
+            last = _Broken(_reason(error))
+        except Exception as error:  # malformed answers make the libraries raise almost anything
+            last = _Refused(_reason(error))
+        self._put(last)
+
+    def _put(self, found: "requests.Response | bytes | Exception") -> bool:
+        while not self._closed.is_set():
+            with suppress(queue.Full):
+                self._received.put(found, timeout=1)
+                return True
+        return False
+
+
+def _session() -> "requests.Session":
+    """Make a session that never follows a redirect from https to anything else."""
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            if target and urllib.parse.urlsplit(resp.url).scheme == "https":
+                there = urllib.parse.urljoin(resp.url, target)
+                if urllib.parse.urlsplit(there).scheme != "https":
+                    raise _Refused(f"it redirects from https to {printable(there)}")
+            return target
+
+    session = Session()
+    session.headers["Accept-Encoding"] = "identity"  # so that ranges count the file's own bytes
+    return session
+
+
+def _transfer(url: str, part: Path, size: int | None, limit: int, trusting: bool) -> None:
     """Make one request for what `part` still lacks, and append the answer to it.
 
     Where `trusting`, no digest will be checked, so that the lengths alone must show that `part` is whole.
@@ -167,42 +299,70 @@ def _transfer(
         have = 0
     if have and have == size:
         return
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with session.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
-        status = response.status_code
-        if status == 416:  # nothing lies beyond what we have: it is whole, or not a part of this file
-            if trusting and response.headers.get("Content-Range") != f"bytes */{have}":
+    with closing(_Request(url, {"Range": f"bytes={have}-"} if have else {})) as request:
+        response = request.answer()
+        status, headers = response.status_code, response.headers
+        answer = f"the server answered {status} {printable(response.reason or '', 80)}".rstrip()
+        if status == 416 and have:  # nothing lies beyond it: it is whole, or not a part of this file
+            if trusting and headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()
                 raise _Broken(f"the file has fewer than the {have} bytes of an earlier transfer")
             return
         if status == 429 or status >= 500:
-            raise _Broken(f"the server answered {status} {response.reason}")
+            raise _Broken(answer, _retry_after(headers.get("Retry-After", "")))
         if status not in (200, 206):
-            raise _Refused(f"the server answered {status} {response.reason}")
-        if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            part.unlink(missing_ok=True)
-            raise _Broken("the server sent another range than was asked for")
-        if status == 200:
+            raise _Refused(answer)
+        total = size
+        if (declared := headers.get("Content-Length")) is not None:
+            total = (have if status == 206 else 0) + _length(declared)
+        if status == 206:
+            span = re.fullmatch(rf"bytes {have}-[0-9]+/([0-9]{{1,18}}|\*)", headers.get("Content-Range", ""))
+            if not span:
+                part.unlink(missing_ok=True)
+                raise _Broken("the server sent another range than was asked for")
+            if span[1] != "*":
+                total = int(span[1])
+        else:
             have = 0
-        declared = response.headers.get("Content-Length", "")
-        total = have + int(declared) if declared.isdigit() else size
         if total is not None and total > limit:
             raise _Refused(f"the server offers {total} bytes, expected {size or 'at most ' + str(limit)}")
         if total is None and trusting:
             raise _Refused("the server does not say how long the file is, and no digest is known")
-        with part.open("ab" if have else "wb") as file:
-            _copy(response.iter_content(_CHUNK), file, have, total, limit, label=part.stem)
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if have else os.O_TRUNC)
+        flags |= sharing.NO_FOLLOW | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(part, flags, 0o666), "ab" if have else "wb") as file:
+            _copy(request, file, have, total, limit, label=part.stem)
     have = part.stat().st_size
     if total is not None and have < total:
         raise _Broken(f"the connection ended after {have} of {total} bytes")
 
 
-def _copy(
-    chunks: Iterable[bytes], file: IO[bytes], have: int, total: int | None, limit: int, label: str
-) -> None:
-    """Append chunks to a file that holds `have` bytes, and show the progress."""
+def _length(declared: str) -> int:
+    """Read a Content-Length, which some servers send twice."""
+    (first, *others) = {each.strip() for each in declared.split(",")}
+    if others or not re.fullmatch("[0-9]{1,18}", first):
+        raise _Refused(f"the server's Content-Length is {printable(declared, 80)!r}")
+    return int(first)
+
+
+def _retry_after(value: str) -> float:
+    """Read a Retry-After, seconds or a date, as seconds from now within reason; what is malformed is 0."""
+    try:
+        if re.fullmatch("[0-9]+", value):
+            wait = float(value)
+        else:
+            date = email.utils.parsedate_to_datetime(value)
+            date = date if date.tzinfo else date.replace(tzinfo=datetime.timezone.utc)
+            wait = (date - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
+    return min(max(wait, 0.0), LONGEST_WAIT)
+
+
+def _copy(request: _Request, file: IO[bytes], have: int, total: int | None, limit: int, label: str) -> None:
+    """Append what comes to a file that holds `have` bytes, and show the progress."""
     with progress(label, initial=have, total=total, unit="B", size=True) as bar:
-        for chunk in chunks:
+        while chunk := request.read():
             have += len(chunk)
             if have > limit:
                 file.truncate(0)

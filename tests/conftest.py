@@ -12,6 +12,7 @@ import lpips
 import pytest
 import torch
 from peers import WORST, hushed
+from users import open_to_all
 
 import rlpips
 from rlpips import cache, registry
@@ -68,6 +69,13 @@ def real_peers(real_weights, shared):
         return ours.to(dtype), theirs.to(dtype)
 
     return make
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may enter and write."""
+    with open_to_all() as folder:
+        yield folder
 
 
 def pytest_sessionfinish(session):

@@ -1,9 +1,12 @@
 """An HTTP server that misbehaves on purpose, one way for each path."""
 
 import contextlib
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
 
 
 class QuietServer(ThreadingHTTPServer):
@@ -15,11 +18,21 @@ class QuietServer(ThreadingHTTPServer):
         pass
 
 
-class Server:
-    """Serves `content` at `/WAY/NAME`, in the way that the path names; counts and keeps the requests."""
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # of 127.0.0.1, with its key, signed by itself
 
-    def __init__(self, content):
+
+class Server:
+    """Serves `content` at `/WAY/NAME`, in the way that the path names; counts and keeps the requests.
+
+    Attributes:
+        raw: the bytes that the way `raw` sends.
+        location: where the way `elsewhere` redirects to.
+        retry_after: when the way `later` asks to come again.
+    """
+
+    def __init__(self, content, *, secure=False):
         self.content = content
+        self.raw, self.location, self.retry_after = b"", "", ""
         self.requests = []
         outer = self
 
@@ -28,7 +41,7 @@ class Server:
 
             def do_GET(self):
                 outer.requests.append((self.path, self.headers.get("Range")))
-                way = self.path.split("/")[-2]
+                way = urlsplit(self.path).path.split("/")[1]
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     getattr(self, way.replace("-", "_"))()
 
@@ -125,19 +138,63 @@ class Server:
                 self.wfile.write(outer.content)
                 self.hang_up()
 
+            def later(self):
+                """Be overloaded the first time, and say until when."""
+                if len(outer.requests) > 1:
+                    return self.good()
+                return self.answer(503, b"", Retry_After=outer.retry_after)
+
+            def elsewhere(self):
+                self.answer(302, b"", Location=outer.location)
+
+            def nothing_left(self):
+                self.answer(416, b"")
+
+            def raw(self):
+                self.wfile.write(outer.raw)
+                self.hang_up()
+
+            def drip(self):
+                """Send a byte at a time, so that no wait for the next one is long."""
+                self.answer(200, b"", Content_Length=str(len(outer.content)))
+                self.drip_bytes(outer.content)
+
+            def drip_headers(self):
+                self.drip_bytes(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000)
+
+            def drip_bytes(self, content):
+                for k in range(100):
+                    self.wfile.write(content[k : k + 1])
+                    time.sleep(0.1)
+                self.hang_up()
+
+            def steady(self):
+                """Take a second, at a good speed."""
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(outer.content)))
+                self.end_headers()
+                step = len(outer.content) // 20 + 1
+                for k in range(0, len(outer.content), step):
+                    self.wfile.write(outer.content[k : k + step])
+                    time.sleep(0.05)
+
             def slow(self):
                 """Take long enough for other processes to arrive."""
                 time.sleep(1)
                 self.good()
 
         self.http = QuietServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.http.server_port}"
+        if secure:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
+        self.address = f"http{'s' if secure else ''}://127.0.0.1:{self.http.server_port}"
 
     def url(self, way, name="file.pth"):
         return f"{self.address}/{way}/{name}"
 
     def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error):
