@@ -5,13 +5,14 @@ Files are kept in `home()`. A backbone is kept as its convolutions alone, with t
 
 import logging
 import os
+from contextlib import AbstractContextManager, suppress
 from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlpips import checkpoints, downloads, registry, torchfile
+from rlpips import checkpoints, downloads, registry, sharing, torchfile
 from rlpips.backbones import ARCHITECTURES, Architecture
 from rlpips.checkpoints import Contents
 from rlpips.errors import CheckpointError, WeightsUnavailableError, printable
@@ -19,6 +20,9 @@ from rlpips.files import write_atomically
 from rlpips.registry import WeightsEntry
 
 logger = logging.getLogger("rlpips")
+
+_ANEW = "Delete it to have it fetched anew."
+_REINSTALL = "Install rlpips anew."
 
 
 def home() -> Path:
@@ -46,9 +50,23 @@ def path_of(entry: WeightsEntry) -> Path:
 
 
 def _own_path(entry: WeightsEntry) -> Path:
-    """Return a checkpoint's place in the cache, named by the digest of its tensors, or of its file."""
+    """Return a checkpoint's place in the cache, named by the digest of its tensors, or of its file.
+
+    A backbone's name is never that of torchvision's file, which holds more and may lie in the same folder.
+    """
     digest = (entry.tensors or entry.digest).partition(":")[2]
-    return home() / f"{entry.name}-{digest[:8]}.pth"
+    kept = "-features" if entry.kind == "backbone" and entry.tensors is None else ""
+    return home() / f"{entry.name}{kept}-{digest[:8]}.pth"
+
+
+def _original(entry: WeightsEntry) -> Path:
+    """Return where a backbone's file lies as it was fetched, until its convolutions are kept."""
+    path = _own_path(entry)
+    return path.with_name(path.name + ".fetched")
+
+
+def _lock(entry: WeightsEntry) -> AbstractContextManager[None]:
+    return sharing.lock(home() / f"{entry.name}.lock", f"fetches {entry.name}")
 
 
 def file_of(weights: str | PathLike[str]) -> Path | None:
@@ -64,7 +82,8 @@ def file_of(weights: str | PathLike[str]) -> Path | None:
         return None
     path = Path(weights).expanduser()
     if isinstance(weights, str) and not path.exists():
-        raise ValueError(f"{weights!r} is neither a file nor a name: {registry.suggestion(weights)}")
+        alike = registry.suggestion(weights, "robust", "standard")
+        raise ValueError(f"{weights!r} is neither a file nor a name: {alike}")
     if not path.is_dir():
         return path
     if not (path / "metric.pth").exists():
@@ -85,7 +104,7 @@ def find(weights: str | PathLike[str], arch: Architecture, version: str) -> Cont
         FileNotFoundError: there is no such file, or it is the folder of a run that has not finished.
         ValueError: no such name, or it is for another architecture or version.
         CheckpointError: a file is damaged or not a checkpoint for this architecture.
-        WeightsUnavailableError: it is not on this machine and could not be fetched.
+        WeightsUnavailableError: it is not on this machine and could not be fetched, or may not be read.
     """
     file = file_of(weights)
     if file is not None:
@@ -121,7 +140,7 @@ def backbone(entry: WeightsEntry) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: the file on this machine is damaged.
-        WeightsUnavailableError: there is none and it could not be fetched.
+        WeightsUnavailableError: there is none and it could not be fetched, or it may not be read.
     """
     contents = _read_verified(entry, ensure(entry))
     assert contents.backbone is not None
@@ -131,30 +150,42 @@ def backbone(entry: WeightsEntry) -> dict[str, Tensor]:
 def ensure(entry: WeightsEntry) -> Path:
     """Return the path of a checkpoint's file, fetching it if need be; of several processes, one fetches.
 
+    A file that is there is used without a lock, so that the folder may be read-only. What earlier processes
+    left behind is removed once it is a day old.
+
     Raises:
         WeightsUnavailableError: it is not on this machine and could not be fetched.
     """
-    path = path_of(entry)
-    if path.exists():
-        return path
-    if offline():
-        raise _unavailable(entry, "RLPIPS_OFFLINE forbids the network")
-    from filelock import FileLock
-
     try:
+        path = path_of(entry)
+        own = _own_path(entry).name
+        if path.exists():
+            if entry.urls:
+                sharing.remove_old(home(), f".{own}.*", f"{own}.*")
+            return path
+        if offline() and not (entry.kind == "backbone" and _original(entry).exists()):
+            raise _unavailable(entry, "RLPIPS_OFFLINE forbids the network")
         home().mkdir(parents=True, exist_ok=True)
-        with FileLock(home() / f"{entry.name}.lock"):
-            if path.exists():  # another process has fetched it meanwhile
-                return path
-            fetched = path if entry.kind == "metric" else home() / entry.file
-            logger.info("fetching %s from %s", entry.name, entry.urls[0])
-            downloads.fetch(entry.urls, fetched, entry.digest, entry.size)
-            if entry.kind == "backbone":
-                _keep_convolutions(entry, fetched)
-                fetched.unlink()
+        with _lock(entry):
+            if not path.exists():  # else another process has fetched it meanwhile
+                sharing.remove_old(home(), f".{own}.*")
+                _fetch(entry, path)
     except OSError as error:
         raise _unavailable(entry, str(error)) from None  # all that there is to know
     return path
+
+
+def _fetch(entry: WeightsEntry, path: Path) -> None:
+    """Fetch a checkpoint to `path`: a backbone by way of its original, which may be there already."""
+    fetched = _original(entry) if entry.kind == "backbone" else path
+    if not (fetched.exists() and downloads.matches(fetched, entry.digest)):
+        if offline():
+            raise OSError("RLPIPS_OFFLINE forbids the network")
+        logger.info("fetching %s from %s", entry.name, entry.urls[0])
+        downloads.fetch(entry.urls, fetched, entry.digest, entry.size)
+    if entry.kind == "backbone":
+        _keep_convolutions(entry, fetched)
+        fetched.unlink()
 
 
 def import_file(entry: WeightsEntry, file: Path) -> Path:
@@ -170,15 +201,19 @@ def import_file(entry: WeightsEntry, file: Path) -> Path:
     """
     if not entry.urls:
         raise ValueError(f"{entry.name} ships with rlpips; there is nothing to import")
-    path = _own_path(entry)
-    contents = _read_verified(entry, file)
+    contents = _read_verified(entry, file, "Bring another copy.")
     home().mkdir(parents=True, exist_ok=True)
-    if entry.kind == "backbone":
-        assert contents.backbone is not None
-        _save_backbone(entry, contents.backbone)
-    else:
-        write_atomically(path, file.read_bytes())
-    return path
+    with _lock(entry):
+        if entry.kind == "backbone":
+            assert contents.backbone is not None
+            _save_backbone(entry, contents.backbone)
+            with suppress(FileNotFoundError):
+                _original(entry).unlink()
+        else:
+            new = _new(entry)
+            write_atomically(new, file.read_bytes())
+            _keep(entry, new)
+    return _own_path(entry)
 
 
 def verify(entry: WeightsEntry) -> None:
@@ -187,23 +222,45 @@ def verify(entry: WeightsEntry) -> None:
     Raises:
         CheckpointError: it is damaged.
         FileNotFoundError: it is not on this machine.
+        WeightsUnavailableError: it may not be read.
     """
     _read_verified(entry, path_of(entry))
 
 
-def _read_verified(entry: WeightsEntry, path: Path) -> Contents:
-    """Read a registered checkpoint and check its digest: of the tensors for a backbone, else of the file."""
+def _read_verified(entry: WeightsEntry, path: Path, advice: str | None = None) -> Contents:
+    """Read a registered checkpoint and check its digest: of the tensors for a backbone, else of the file.
+
+    Args:
+        entry: the checkpoint.
+        path: its file.
+        advice: what to do where the file is damaged, if it is not the cache's or the package's own.
+    """
     arch = ARCHITECTURES[entry.net]
     if entry.kind == "heads":
         return Contents(heads=_shipped_heads(entry, arch))
+    if advice is None:
+        advice = _ANEW if entry.urls else _REINSTALL
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no checkpoint {path}") from None
+    except PermissionError as error:
+        raise WeightsUnavailableError(
+            f"the weights {entry.name!r} cannot be read: permission denied for {path}{sharing.belongs(path)}"
+            "; let its owner run 'chmod a+r', or set RLPIPS_HOME to a folder of your own"
+        ) from error
     if entry.kind == "metric":
         torchfile.check_regular(path)
         if not downloads.matches(path, entry.digest):
-            raise _damaged(entry, path, f"its {entry.digest.partition(':')[0]} is not that of the registry")
+            why = f"its {entry.digest.partition(':')[0]} is not that of the registry"
+            raise _damaged(entry, path, why, advice)
         return checkpoints.read(path, arch, pinned=True)
-    contents = checkpoints.read(path, arch, pinned=True)
+    try:
+        contents = checkpoints.read(path, arch, pinned=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}. {advice}") from error
     if contents.backbone is None:
-        raise _damaged(entry, path, "it holds no backbone")
+        raise _damaged(entry, path, "it holds no backbone", advice)
     digest = checkpoints.tensors_digest(contents.backbone)
     if entry.tensors is not None:
         trusted = digest == entry.tensors
@@ -212,7 +269,7 @@ def _read_verified(entry: WeightsEntry, path: Path) -> Contents:
     else:
         trusted = downloads.matches(path, entry.digest)
     if not trusted:
-        raise _damaged(entry, path, f"its tensors have {digest}")
+        raise _damaged(entry, path, f"its tensors have {digest}", advice)
     return contents
 
 
@@ -223,7 +280,21 @@ def _keep_convolutions(entry: WeightsEntry, fetched: Path) -> None:
 
 
 def _save_backbone(entry: WeightsEntry, tensors: dict[str, Tensor]) -> None:
-    checkpoints.save(_own_path(entry), tensors, _metadata(entry, tensors))
+    new = _new(entry)
+    checkpoints.save(new, tensors, _metadata(entry, tensors))
+    _keep(entry, new)
+
+
+def _new(entry: WeightsEntry) -> Path:
+    """Return where a file is made that is to be kept; only the holder of the lock makes it."""
+    path = _own_path(entry)
+    return path.with_name(path.name + ".new")
+
+
+def _keep(entry: WeightsEntry, new: Path) -> None:
+    """Give a finished file its name, and before that its permissions."""
+    sharing.share(new)
+    new.replace(_own_path(entry))
 
 
 def _metadata(entry: WeightsEntry, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -233,7 +304,7 @@ def _metadata(entry: WeightsEntry, tensors: dict[str, Tensor]) -> dict[str, str]
 def _shipped_heads(entry: WeightsEntry, arch: Architecture) -> list[Tensor]:
     path = registry.data_dir() / entry.file
     if not downloads.matches(path, entry.digest):
-        raise _damaged(entry, path, "its digest is not that of the registry")
+        raise _damaged(entry, path, "its digest is not that of the registry", _REINSTALL)
     state, metadata = checkpoints.unpack(checkpoints.load(path, pinned=True), path)
     prefix = f"{entry.name}."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -242,11 +313,8 @@ def _shipped_heads(entry: WeightsEntry, arch: Architecture) -> list[Tensor]:
     return contents.heads
 
 
-def _damaged(entry: WeightsEntry, path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not the checkpoint {entry.name!r} or is damaged: {why}. "
-        + ("Delete it to have it fetched anew." if entry.urls else "Install rlpips anew.")
-    )
+def _damaged(entry: WeightsEntry, path: Path, why: str, advice: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not the checkpoint {entry.name!r} or is damaged: {why}. {advice}")
 
 
 def _unavailable(entry: WeightsEntry, why: str) -> WeightsUnavailableError:

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from rlpips import cache, downloads
-from rlpips.errors import DatasetError
+from rlpips import cache, downloads, sharing
+from rlpips.errors import DatasetError, printable
 from rlpips.images import to_tensor
 from rlpips.progress import progress
 
@@ -291,8 +291,9 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
     Only paths that end in `SUBSET/ref/FILE` (or p0, p1, judge, same) are taken from the archive, and those
     three components go to the place that the layout has for them, whatever folders the archive puts around.
     An interrupted transfer is continued by the next call, each subset appears whole or not at all, and the
-    archive is deleted in the end. Nothing is done where all the subsets are there. No digests of the archives
-    are published: that they are whole is checked, by their length and gzip's checksum, not who made them.
+    archive is deleted in the end. Nothing is fetched where all the subsets are there. What a call that was
+    killed left half unpacked is removed once it is a day old. No digests of the archives are published: that
+    they are whole is checked, by their length and gzip's checksum, not who made them.
 
     Args:
         name: 'bapps-val', 'bapps-train' or 'bapps-jnd'.
@@ -305,12 +306,11 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
     Raises:
         DatasetError: the archive is damaged, unsafe or something else; it is then deleted.
         DownloadError: it could not be fetched, `RLPIPS_OFFLINE` forbids it, or the disk is full.
+        PermissionError: the lock or the folder belongs to another user.
         ValueError: no such name.
     """
     if name not in _ARCHIVES:
         raise ValueError(f"there is no data set named {name!r}; the names are {', '.join(_ARCHIVES)}")
-    from filelock import FileLock
-
     archive = _ARCHIVES[name]
     folder = Path(folder)
     file = folder / archive.file
@@ -319,6 +319,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
     def there() -> bool:
         return all((folder / archive.kind._top / archive.split / own).is_dir() for own in archive.subsets)
 
+    sharing.remove_old(folder, f".{archive.file}.*")
     if there():
         return folder
     if cache.offline() and not file.exists():
@@ -327,7 +328,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
             f"to bring it by hand, put a copy of {url} there and call this again"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{name}.lock"):
+    with sharing.lock(folder / f".{name}.lock", f"fetches {name}"):
         if there():  # another process has unpacked it meanwhile
             return folder
         if not file.exists():
@@ -359,10 +360,13 @@ def _unpack(file: Path, archive: _Archive, folder: Path) -> None:
             subsets = [f"{archive.split}/{path.name}" for path in _visible(temporary / own)]
             archive.kind(temporary, subsets)
         except DatasetError as error:
-            raise DatasetError(f"{file} is not the data set it should be: {error}; it was deleted") from error
+            raise DatasetError(
+                f"{file} is not the data set it should be: {error}; "
+                "it was deleted, and another call fetches it anew"
+            ) from error
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DatasetError(
-                f"{file} is damaged ({error}) and was deleted; another call fetches it anew"
+                f"{file} is damaged ({printable(str(error))}) and was deleted; another call fetches it anew"
             ) from error
         (folder / own).mkdir(parents=True, exist_ok=True)
         for path in _visible(temporary / own):

@@ -6,7 +6,7 @@ class CheckpointError(ValueError):
 
 
 class WeightsUnavailableError(RuntimeError):
-    """Weights are not on this machine and could not be fetched."""
+    """Weights are not on this machine and could not be fetched, or this user may not read them."""
 
 
 class ImageError(ValueError):

@@ -84,10 +84,11 @@ def robust_default(net: str) -> str:
     return defaults[net]
 
 
-def suggestion(name: str) -> str:
-    """Say which registered names are most like `name`."""
-    alike = difflib.get_close_matches(name, list_weights(), n=3)
-    return f"did you mean {' or '.join(alike)}?" if alike else f"the names are {', '.join(list_weights())}"
+def suggestion(name: str, *special: str) -> str:
+    """Say which names are most like `name`: `special` ones, and those of the registry."""
+    names = [*special, *list_weights()]
+    alike = difflib.get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(map(repr, alike))}?" if alike else f"the names are {', '.join(names)}"
 
 
 def entry(name: str) -> WeightsEntry:

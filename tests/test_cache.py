@@ -5,16 +5,19 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 import torchvision
 from peers import images
 from server import Server
+from users import as_nobody, needs_root
 
 import rlpips
-from rlpips import cache, checkpoints, downloads, registry
+from rlpips import cache, checkpoints, downloads, registry, sharing
 from rlpips.errors import CheckpointError, WeightsUnavailableError
 
 
@@ -62,7 +65,8 @@ def serve(monkeypatch):
             digest = "git-blob-sha1:" + hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         else:
             digest = "sha256:" + hashlib.sha256(content).hexdigest()
-        urls = tuple(server.url(way, entry.file) for way in ways)
+        file = urlsplit(entry.urls[0]).path[1:]
+        urls = tuple(server.url(way, file) for way in ways)
         entry = dataclasses.replace(
             entry, **{"urls": urls, "digest": digest, "size": len(content), **changes}
         )
@@ -106,6 +110,145 @@ def test_r_lpips_checkpoints_are_fetched_and_bring_everything(serve, r_lpips_fil
     metric = rlpips.LPIPS(weights="r-lpips-alex-linf-x0")
     assert torch.equal(distance(metric), distance(source))
     assert len(server.requests) == 1
+
+
+FETCHED = [name for name, entry in rlpips.list_weights().items() if entry.urls]
+
+
+@pytest.fixture
+def published(r_lpips_file, request):
+    """Return what stands for the published file of a checkpoint: `published(name)`."""
+
+    def content(name):
+        entry = registry.entry(name)
+        if entry.kind == "metric":
+            return r_lpips_file[0]
+        if entry.tensors is None:
+            torch.manual_seed(1)
+            return saved(getattr(torchvision.models, name)(weights=None).state_dict())
+        return (request.getfixturevalue("shared") / "weights" / f"{name}-imagenet-features.pth").read_bytes()
+
+    return content
+
+
+def build(name):
+    entry = registry.entry(name)
+    return rlpips.LPIPS(net=entry.net, weights=name if entry.kind == "metric" else "standard")
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_every_registered_file_is_fetched_once_and_kept(serve, published, empty_home, name):
+    server, entry = serve(name, published(name))
+    assert {entry.file} == {Path(urlsplit(url).path).name for url in entry.urls}
+    first = build(name).state_dict()
+    assert len(server.requests) == 1
+    second = build(name).state_dict()
+    assert len(server.requests) == 1
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert {path.name for path in empty_home.iterdir()} == {cache.path_of(entry).name, f"{name}.lock"}
+    cache.verify(entry)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
+def test_torchvisions_file_in_the_cache_s_folder_stays_as_it_is(
+    serve, published, tmp_path, monkeypatch, name
+):
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("RLPIPS_HOME", str(folder))
+    content = published(name)
+    server, entry = serve(name, content)
+    (folder / entry.file).write_bytes(content)
+    build(name)
+    cache.import_file(entry, folder / entry.file)
+    build(name)
+    assert (folder / entry.file).read_bytes() == content
+    assert not server.requests
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
+def test_a_file_whose_convolutions_could_not_be_kept_is_not_fetched_again(
+    serve, published, empty_home, monkeypatch, name
+):
+    server, _ = serve(name, published(name))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda *_, **__: Path("/dev/full").write_text("x"))
+        with pytest.raises(WeightsUnavailableError, match="No space left"):
+            build(name)
+    monkeypatch.setenv("RLPIPS_OFFLINE", "1")
+    build(name)
+    monkeypatch.delenv("RLPIPS_OFFLINE")
+    assert len(server.requests) == 1
+    assert len(list(empty_home.iterdir())) == 2  # the lock, and what is kept
+
+
+def test_what_is_left_of_a_file_is_used_only_if_it_is_the_file(serve, published, empty_home):
+    server, entry = serve("squeezenet1_1", published("squeezenet1_1"))
+    empty_home.mkdir()
+    cache._original(entry).write_bytes(b"something else")
+    build("squeezenet1_1")
+    assert len(server.requests) == 1
+    assert len(list(empty_home.iterdir())) == 2
+
+
+def test_what_earlier_processes_left_is_removed_once_it_is_old(serve, alexnet_file, empty_home):
+    content, features = alexnet_file
+    _, entry = serve("alexnet", content, tensors=checkpoints.tensors_digest(features))
+    kept = cache.ensure(entry).name
+    left = [f".{kept}.new.x7f", f"{kept}.new", f"{kept}.fetched", f"{kept}.fetched.part"]
+    for name in left:
+        (empty_home / name).write_bytes(b"left")
+    cache.ensure(entry)
+    assert all((empty_home / name).exists() for name in left)
+    for path in empty_home.iterdir():
+        os.utime(path, (time.time() - sharing.ABANDONED - 60,) * 2)
+    cache.ensure(entry)
+    assert {path.name for path in empty_home.iterdir()} == {kept, "alexnet.lock"}
+
+
+@pytest.mark.parametrize("way", ["fetched", "imported"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "r-lpips-alex-linf-x0"])
+def test_kept_files_are_for_all_who_may_read_the_folder(serve, published, empty_home, tmp_path, name, way):
+    _, entry = serve(name, published(name))
+    (tmp_path / "brought.pth").write_bytes(published(name))
+    empty_home.mkdir(mode=0o755)
+    umask = os.umask(0o077)
+    try:
+        path = cache.ensure(entry) if way == "fetched" else cache.import_file(entry, tmp_path / "brought.pth")
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@needs_root
+def test_another_user_s_cache_is_read_or_the_error_says_why_not(serve, published, monkeypatch, open_folder):
+    _, entry = serve("squeezenet1_1", published("squeezenet1_1"))
+    content = cache.ensure(entry).read_bytes()
+    build("squeezenet1_1")
+    name = cache.path_of(entry).name
+
+    def home(mode):
+        folder = open_folder / mode
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        monkeypatch.setenv("RLPIPS_HOME", str(folder))
+        return folder
+
+    home("read-only").chmod(0o555)
+    with as_nobody():
+        build("squeezenet1_1")
+    assert [path.name for path in (open_folder / "read-only").iterdir()] == [name]
+    file = home("unreadable") / name
+    file.chmod(0o600)
+    with as_nobody(), pytest.raises(WeightsUnavailableError) as caught:
+        build("squeezenet1_1")
+    assert str(caught.value) == (
+        f"the weights 'squeezenet1_1' cannot be read: permission denied for {file} (it belongs to root); "
+        "let its owner run 'chmod a+r', or set RLPIPS_HOME to a folder of your own"
+    )
+    home("closed").chmod(0o700)
+    with as_nobody(), pytest.raises(WeightsUnavailableError, match=f"(?i)permission denied.*{open_folder}"):
+        build("squeezenet1_1")
 
 
 def test_nothing_is_fetched_that_a_local_file_provides(serve, alexnet_file, r_lpips_file, tmp_path):
@@ -186,10 +329,9 @@ def test_when_weights_cannot_be_had_the_error_says_what_to_do(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")  # noqa: PTH110
-def test_a_full_disk_is_reported_as_such(serve, alexnet_file, empty_home):
+def test_a_full_disk_is_reported_as_such(serve, alexnet_file, monkeypatch):
     serve("alexnet", alexnet_file[0])
-    empty_home.mkdir()
-    (empty_home / "alexnet-owt-7be5be79.pth.part").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "fsync", lambda handle: Path("/dev/full").write_text("x"))
     with pytest.raises(WeightsUnavailableError, match="the disk is full"):
         rlpips.LPIPS()
 
@@ -232,7 +374,7 @@ def test_other_tensors_are_not_imported(tmp_path, empty_home):
         ("vgg16", "other.pth"),
         ("r-lpips-alex-linf-x0", "other.pth"),
     ):
-        with pytest.raises(CheckpointError, match=file):
+        with pytest.raises(CheckpointError, match=f"{file}.* Bring another copy"):
             cache.import_file(registry.entry(name), tmp_path / file)
     with pytest.raises(FileNotFoundError, match="nothing.pth"):
         cache.import_file(registry.entry("alexnet"), tmp_path / "nothing.pth")
@@ -273,9 +415,10 @@ def test_damage_in_the_cache_is_found(serve, alexnet_file, r_lpips_file, name):
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match=str(path)):
+    with pytest.raises(CheckpointError, match=f"{path}.* Delete it to have it fetched anew"):
         cache.verify(entry)
-    with pytest.raises(CheckpointError):
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=f"{path}.* Delete it to have it fetched anew"):
         rlpips.LPIPS(weights=name if name != "alexnet" else "standard")
     path.unlink()
     with pytest.raises(FileNotFoundError):

@@ -209,9 +209,10 @@ def test_truncated_files_are_refused(peer, tmp_path, cut):
 
 def test_text_and_folders_are_refused(tmp_path):
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    for path in (tmp_path / "page.pth", tmp_path):
-        with pytest.raises(CheckpointError, match="PyTorch file"):
-            rlpips.LPIPS(pnet_rand=True, weights=path)
+    with pytest.raises(CheckpointError, match=r"page\.pth .* not a PyTorch file"):
+        rlpips.LPIPS(pnet_rand=True, weights=tmp_path / "page.pth")
+    with pytest.raises(FileNotFoundError, match=r"holds no metric\.pth: it is not the folder of a run"):
+        rlpips.LPIPS(pnet_rand=True, weights=tmp_path)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -281,7 +281,7 @@ def test_errors_are_one_line_and_end_with_1(weights, capsys, tmp_path):
         (["compare", tmp_path / "a", tmp_path], "there is no such folder"),
         (["pairs", CAT], "not a folder"),
         (["pairs", tmp_path / "empty"], "there are no two images to compare"),
-        (["weights", "path", "alexnett"], "did you mean alexnet?"),
+        (["weights", "path", "alexnett"], "did you mean 'alexnet'?"),
         (["weights", "path", "squeezenet1_1"], "rlpips weights download squeezenet1_1"),
     ):
         status, _, err = run(*arguments, capsys=capsys)

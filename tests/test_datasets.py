@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from server import Server
 
 import rlpips
-from rlpips import JND, DatasetError, TwoAFC, datasets, downloads
+from rlpips import JND, DatasetError, TwoAFC, datasets, downloads, sharing
 from rlpips.datasets import download
 
 PARTS = {"2afc": ("ref", "p0", "p1", "judge"), "jnd": ("p0", "p1", "same")}
@@ -381,12 +382,13 @@ def test_an_archive_that_is_no_data_set_is_deleted(whole, tmp_path, spoil, messa
     with pytest.raises(DatasetError, match=message) as caught:
         download("bapps-val", tmp_path)
     assert "deleted" in str(caught.value)
+    assert str(caught.value).endswith("another call fetches it anew")
     assert not visible(tmp_path)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")  # noqa: PTH110
 def test_a_full_disk_is_reported_as_such(whole, tmp_path, online, monkeypatch):
-    (tmp_path / "twoafc_val.tar.gz.part").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "fsync", lambda handle: Path("/dev/full").write_text("x"))
     with (
         Server(whole) as server,
         pytest.raises(downloads.DownloadError, match="the disk is full: .*another disk"),
@@ -394,6 +396,7 @@ def test_a_full_disk_is_reported_as_such(whole, tmp_path, online, monkeypatch):
         download("bapps-val", tmp_path, url=server.url("good"))
     (tmp_path / "twoafc_val.tar.gz.part").unlink()
     (tmp_path / "twoafc_val.tar.gz").write_bytes(whole)
+    monkeypatch.undo()
 
     def full(source, target):
         Path("/dev/full").write_text("x")
@@ -405,6 +408,21 @@ def test_a_full_disk_is_reported_as_such(whole, tmp_path, online, monkeypatch):
     monkeypatch.undo()
     download("bapps-val", tmp_path)
     assert len(TwoAFC(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_left_half_unpacked_is_removed_once_it_is_old(whole, tmp_path, there):
+    (tmp_path / "twoafc_val.tar.gz").write_bytes(whole)
+    if there:
+        download("bapps-val", tmp_path)
+        (tmp_path / "twoafc_val.tar.gz").write_bytes(whole)
+    for name in ("old", "new"):
+        (tmp_path / f".twoafc_val.tar.gz.{name}" / "2afc" / "val").mkdir(parents=True)
+    long_ago = time.time() - sharing.ABANDONED - 60
+    os.utime(tmp_path / ".twoafc_val.tar.gz.old", (long_ago, long_ago))
+    download("bapps-val", tmp_path)
+    assert not (tmp_path / ".twoafc_val.tar.gz.old").exists()
+    assert (tmp_path / ".twoafc_val.tar.gz.new").exists()
 
 
 def test_an_unknown_name(tmp_path):

@@ -864,7 +864,7 @@ def test_on_cuda_values_are_the_cpus_and_nothing_waits_for_the_device(net, monke
         ({"net": None}, "net=None is unknown"),
         ({"version": "0.2"}, "version='0.2' is unknown"),
         ({"model_path": "a.pth", "weights": "robust"}, "model_path and weights both"),
-        ({"weights": "r-lpips-alex-linf-x00"}, "did you mean r-lpips-alex-linf-x0"),
+        ({"weights": "r-lpips-alex-linf-x00"}, "did you mean 'r-lpips-alex-linf-x0'"),
         ({"weights": "lpips-vgg-v0.1"}, "are for net='vgg', not 'alex'"),
         ({"weights": "lpips-alex-v0.0"}, "are for version='0.0', not '0.1'"),
         ({"version": 0.2}, "version='0.2' is unknown"),

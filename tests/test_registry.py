@@ -70,7 +70,14 @@ def test_r_lpips_checkpoints_are_named_by_their_git_blobs():
 
 
 def test_unknown_names_are_answered_with_those_most_alike():
-    with pytest.raises(ValueError, match="did you mean alexnet?"):
+    with pytest.raises(ValueError, match="did you mean 'alexnet'?"):
         registry.entry("alexnett")
     with pytest.raises(ValueError, match="the names are alexnet, vgg16"):
         registry.entry("zzz")
+
+
+def test_what_is_no_name_for_the_metric_is_answered_with_the_short_names_too():
+    with pytest.raises(ValueError, match="'robsut' is neither a file nor a name: did you mean 'robust'\\?"):
+        rlpips.LPIPS(weights="robsut")
+    with pytest.raises(ValueError, match="the names are robust, standard, alexnet, vgg16"):
+        rlpips.LPIPS(weights="zzz")

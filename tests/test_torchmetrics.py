@@ -113,7 +113,7 @@ def test_weights_choose_the_metric():
     metric = Ours(weights="robust")
     x, y = images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1)
     assert torch.allclose(metric(x, y), rlpips.LPIPS(weights="robust")(x, y).mean())
-    with pytest.raises(ValueError, match="did you mean r-lpips-alex-linf-x0"):
+    with pytest.raises(ValueError, match="did you mean 'r-lpips-alex-linf-x0'"):
         Ours(weights="r-lpips-alex-linf-x00")
     with pytest.raises(rlpips.WeightsUnavailableError):
         Ours("squeeze")  # which the tests' cache lacks
