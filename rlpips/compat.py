@@ -275,6 +275,6 @@ class DSSIM(FakeNet):
 
 
 def print_network(net: nn.Module) -> None:
-    """Print a network and the number of its parameters."""
-    print("Network", net)  # noqa: T201
+    """Print a network with all its parts, and the number of its parameters."""
+    print("Network", nn.Module.__repr__(net))  # noqa: T201  LPIPS would show itself in a line
     print(f"Total number of parameters: {sum(p.numel() for p in net.parameters())}")  # noqa: T201

@@ -123,7 +123,7 @@ class Trainer:
         if use_gpu and len(self.gpu_ids) > 1:
             self.net = nn.DataParallel(self.net, device_ids=self.gpu_ids)
         if printNet:
-            logger.info("%s", self.net)
+            logger.info("%s", nn.Module.__repr__(self._bare))  # with all its parts, as in lpips
 
     @property
     def _bare(self) -> Any:

@@ -182,6 +182,8 @@ def test_print_network(capsys):
     ours = capsys.readouterr().out
     lpips.print_network(layer)
     assert ours == capsys.readouterr().out
+    rlpips.print_network(rlpips.LPIPS(pnet_rand=True))
+    assert "(lin0): NetLinLayer(" in capsys.readouterr().out
 
 
 def test_a_missing_extra_is_named(monkeypatch):
