@@ -241,16 +241,14 @@ def _read_verified(entry: WeightsEntry, path: Path, advice: str | None = None) -
     if advice is None:
         advice = _ANEW if entry.urls else _REINSTALL
     try:
+        torchfile.check_regular(path)
         path.open("rb").close()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no checkpoint {path}") from None
     except PermissionError as error:
         raise WeightsUnavailableError(
             f"the weights {entry.name!r} cannot be read: permission denied for {path}{sharing.belongs(path)}"
             "; let its owner run 'chmod a+r', or set RLPIPS_HOME to a folder of your own"
         ) from error
     if entry.kind == "metric":
-        torchfile.check_regular(path)
         if not downloads.matches(path, entry.digest):
             why = f"its {entry.digest.partition(':')[0]} is not that of the registry"
             raise _damaged(entry, path, why, advice)
