@@ -30,6 +30,9 @@ def run_command(command: Callable[[argparse.Namespace], int]) -> int:
     Raises:
         SystemExit: as the command does, such as for wrong usage.
     """
+    # Before PyTorch is loaded, whose idle threads wait busily otherwise. Where other programs run, small
+    # images would take several times the time, and the processors' work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = argparse.Namespace()
     failed: Exception | None = None
     with _streams(), _sigterm_raises():

@@ -37,6 +37,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rlpips.errors import ImageError
+from rlpips.inputs import as_batch
 
 Array = npt.NDArray[Any]
 Colour = tuple[int, int, int]
@@ -237,10 +238,7 @@ def to_tensor(
         raise TypeError(
             f"{name} must be a path, a Pillow image, a NumPy array or a tensor, got {type(image).__name__}"
         )
-    if tensor.shape[-3] == 1:
-        tensor = tensor.expand(*tensor.shape[:-3], 3, *tensor.shape[-2:])
-    batched = tensor.ndim == 4
-    return tensor if batched else tensor[None], batched
+    return as_batch(tensor), tensor.ndim == 4
 
 
 def _from_array(array: Array, name: str) -> Tensor:
@@ -269,15 +267,12 @@ def _from_array(array: Array, name: str) -> Tensor:
 
 
 def _from_tensor(tensor: Tensor, name: str, normalize: bool) -> Tensor:
-    """Bring a tensor to float32, `(C, H, W)` or `(N, C, H, W)`, in [-1, 1]."""
-    given = tuple(tensor.shape)
-    if tensor.ndim == 2:
-        tensor = tensor[None]
-    if tensor.ndim not in (3, 4) or tensor.shape[-3] not in (1, 3):
-        last = len(given) in (3, 4) and given[-1] in (1, 3)
+    """Bring a tensor to float32, of the same shape, in [-1, 1]."""
+    if tensor.ndim != 2 and (tensor.ndim not in (3, 4) or tensor.shape[-3] not in (1, 3)):
+        last = tensor.ndim in (3, 4) and tensor.shape[-1] in (1, 3)
         raise ImageError(
             f"{name}: a tensor must have shape (H, W), (C, H, W) or (N, C, H, W) with 3 channels, or 1, "
-            f"got {given}" + ("; move the channels with x.movedim(-1, -3)" if last else "")
+            f"got {tuple(tensor.shape)}" + ("; move the channels with x.movedim(-1, -3)" if last else "")
         )
     if tensor.dtype == torch.uint8:
         return tensor.float().div_(127.5).sub_(1)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,3 +143,12 @@ def test_every_command_that_computes_takes_the_best_device(monkeypatch, capsys, 
     assert seen == ["mps"] * 5
     assert main(["distance", str(CAT), str(BLURRED), "--device", "cpu"]) == 1
     assert seen[-1] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [("unset OMP_WAIT_POLICY;", "PASSIVE"), ("OMP_WAIT_POLICY=ACTIVE", "ACTIVE")]
+)
+def test_threads_with_nothing_to_do_sleep_unless_asked_to_wait_busily(weights, given, policy):
+    done = shell(f"{given} rlpips distance {CAT} {BLURRED} --weights {weights}", OMP_DISPLAY_ENV="TRUE")
+    assert done.returncode == 0
+    assert re.search(rf"OMP_WAIT_POLICY ?= ?'{policy}'", done.stderr)

@@ -76,6 +76,9 @@ def test_mypy_sees_the_types_of_lazy_names(tmp_path):
         "reveal_type(rlpips.LPIPS()(torch.zeros(1), torch.zeros(1)))\n"
         "reveal_type(rlpips.LPIPS()(torch.zeros(1), torch.zeros(1), retPerLayer=True))\n"
         "reveal_type(rlpips.distance)\n"
+        "from PIL import Image\n"
+        "one: float = rlpips.distance('a.png', Image.new('RGB', (64, 64)))\n"
+        "reveal_type(rlpips.distance(torch.zeros(1), 'b.png'))\n"
     )
     cache = ("--cache-dir", ROOT / ".mypy_cache")  # with what mypy found of torch before
     out = python("-m", "mypy", "--strict", *cache, tmp_path / "user.py", path=ROOT, folder=tmp_path)
@@ -84,6 +87,7 @@ def test_mypy_sees_the_types_of_lazy_names(tmp_path):
         r'"(builtins\.)?tuple\[torch._tensor.Tensor, (builtins\.)?list\[torch._tensor.Tensor\]\]"', out
     )
     assert "resize:" in out
+    assert re.search(r"float \| .*ndarray|Union\[(builtins\.)?float, .*ndarray", out)
 
 
 def test_type_checkers_see_what_a_call_returns(tmp_path):
