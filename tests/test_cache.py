@@ -3,6 +3,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -66,10 +67,11 @@ def serve(monkeypatch):
         else:
             digest = "sha256:" + hashlib.sha256(content).hexdigest()
         file = urlsplit(entry.urls[0]).path[1:]
-        urls = tuple(server.url(way, file) for way in ways)
-        entry = dataclasses.replace(
-            entry, **{"urls": urls, "digest": digest, "size": len(content), **changes}
-        )
+        own = digest.partition(":")[2][:8]  # torchvision's names end in the first digits of the file's digest
+        named = {text: re.sub(r"-[0-9a-f]{8}(?=\.pth$)", f"-{own}", text) for text in (file, entry.file)}
+        urls = tuple(server.url(way, named[file]) for way in ways)
+        changes = {"file": named[entry.file], "digest": digest, "size": len(content), **changes}
+        entry = dataclasses.replace(entry, urls=urls, **changes)
         monkeypatch.setitem(registry.list_weights(), name, entry)
         return server, entry
 
@@ -134,6 +136,14 @@ def published(r_lpips_file, request):
 def build(name):
     entry = registry.entry(name)
     return rlpips.LPIPS(net=entry.net, weights=name if entry.kind == "metric" else "standard")
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_the_name_that_is_kept_is_not_that_of_the_file_at_its_source(name):
+    entry = registry.entry(name)
+    if entry.kind == "backbone":
+        assert entry.file.endswith(f"-{entry.digest[7:15]}.pth")  # as the served ones of these tests
+    assert cache.path_of(entry).name != entry.file
 
 
 @pytest.mark.parametrize("name", FETCHED)
@@ -265,7 +275,7 @@ def test_torchvisions_own_file_is_used_where_it_lies(serve, alexnet_file, empty_
     server, entry = serve(
         "alexnet", content, tensors=checkpoints.tensors_digest(features) if pinned else None
     )
-    path = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.file
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     metric = rlpips.LPIPS()
@@ -274,7 +284,7 @@ def test_torchvisions_own_file_is_used_where_it_lies(serve, alexnet_file, empty_
     assert not server.requests
     assert not empty_home.exists()
     path.write_bytes(saved({key: value + 1 for key, value in features.items()}))
-    with pytest.raises(CheckpointError, match="alexnet-owt-7be5be79.pth is not the checkpoint 'alexnet'"):
+    with pytest.raises(CheckpointError, match=f"{entry.file} is not the checkpoint 'alexnet'"):
         rlpips.LPIPS()
 
 
