@@ -44,7 +44,7 @@ _SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
 _LOG_EVERY = 20  # steps that one row of the log sums up
 _SAMPLES = 4  # triplets in a picture
 _SCALED = 512  # triplets that fix the scale of distances
-_FEW = 50  # steps, fewer of which change a metric little
+_FEW = 50  # steps, which are too few to gain much
 _TIMED = 5  # steps from which the length of a run is estimated
 _MOST_LOST = 5  # steps in a row without finite numbers that end a run
 
@@ -399,8 +399,8 @@ def _climb(
         return
     if first and not recipe.minutes and total < _FEW:
         logger.warning(
-            "this run takes %d steps, which change a metric little; some hundreds change it: "
-            "raise the epochs, the number of triplets, or the minutes",
+            "this run takes %d steps; some hundreds gain more: raise the epochs, the number of triplets, or "
+            "the minutes",
             total,
         )
     board = _board(run.path, state.step) if settings.tensorboard and first else None

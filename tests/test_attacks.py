@@ -444,6 +444,17 @@ def test_a_metric_with_triplets_is_a_classifier(perturb):
     )
 
 
+def test_a_smooth_flow_finds_less():
+    ref = images(4, 3, 32, 32)
+    x = (ref + 0.2 * images(4, 3, 32, 32, seed=1)).clamp(-1, 1)
+    index = torch.arange(4)
+    found = []
+    for smoothness in (0.0, 100.0):
+        objective = Inflate(plain, x)
+        found.append(objective(StAdv(1.0, 10, smoothness=smoothness)(objective, x), index))
+    assert (found[1] < 0.9 * found[0]).all()
+
+
 def check(model, found, eps):
     found = found.detach()
     assert found.shape == model.images.shape

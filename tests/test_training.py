@@ -177,6 +177,63 @@ def test_bfloat16_symmetries_and_eps_range(recipe, tmp_path):
     assert all(value.isfinite().all() for value in after.values())
 
 
+def one_step(recipe, tmp_path, **changes):
+    """Return how the metric's parameters change in the only step of a run."""
+    recipe = dataclasses.replace(recipe, batch=16, **changes)
+    after = tensors(train(recipe, Triplets(), tmp_path / str(len(list(tmp_path.iterdir())))))
+    before = random_metric().state_dict()
+    return {key: after[key] - before[key] for key in after}
+
+
+def test_rates_of_weights_biases_and_heads(recipe, tmp_path):
+    moved = one_step(recipe, tmp_path, train="all", lr=1e-4, bias_lr=30.0, head_lr=5.0)
+    for key, factor in (("net.slice2.3.weight", 1), ("net.slice2.3.bias", 30), ("lin1.model.0.weight", 5)):
+        # Adam's first step is as long as the rate, whatever the gradient
+        assert moved[key].abs().max() == pytest.approx(factor * 1e-4, rel=0.01)
+
+
+def test_weight_decay_pulls_to_zero(recipe, tmp_path):
+    plain, pulled = (
+        one_step(recipe, tmp_path, train="all", lr=1e-3, weight_decay=decay) for decay in (0.0, 0.5)
+    )
+    for key in ("net.slice1.0.weight", "net.slice5.10.weight"):
+        weight = random_metric().state_dict()[key]
+        torch.testing.assert_close(pulled[key] - plain[key], -1e-3 * 0.5 * weight, atol=1e-7, rtol=1e-3)
+
+
+def test_long_gradients_are_clipped(recipe, tmp_path):
+    plain, clipped = (
+        one_step(recipe, tmp_path, train="all", lr=1e-3, clip=clip) for clip in (math.inf, 1e-12)
+    )
+    # which is far below what Adam adds to the length of a gradient
+    assert clipped["net.slice2.3.weight"].abs().max() < 1e-3 * plain["net.slice2.3.weight"].abs().max()
+
+
+def test_the_rate_falls_as_a_cosine(recipe, tmp_path):
+    train(dataclasses.replace(recipe, schedule="cosine", epochs=4), Triplets(), tmp_path / "run")
+    log = rows(tmp_path / "run" / "log.csv")
+    assert [row["step"] for row in log] == [2, 4, 6, 8]
+    for row in log:
+        assert row["lr"] == pytest.approx(0.5e-4 * (1 + math.cos(math.pi * (row["step"] - 1) / 8)))
+
+
+def test_the_budget_of_a_step_is_drawn_from_its_range(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, mode="adversarial", lr=1e-2)
+    once, twice, as_doubled, drawn = (
+        tensors(train(dataclasses.replace(recipe, eps=eps, eps_range=between), Triplets(), tmp_path / name))
+        for name, eps, between in [
+            ("once", 4 / 255, (1.0, 1.0)),
+            ("twice", 8 / 255, (1.0, 1.0)),
+            ("as-doubled", 4 / 255, (2.0, 2.0)),
+            ("drawn", 4 / 255, (1.0, 2.0)),
+        ]
+    )
+    assert not changed(twice, as_doubled)
+    assert changed(once, twice)
+    assert changed(drawn, once)
+    assert changed(drawn, twice)
+
+
 def test_a_metric_that_has_teachers_keeps_the_scale_of_the_first(start, tmp_path):
     data, teacher = Triplets(judge=None), random_metric(seed=5)
     other = random_metric(seed=6)
@@ -593,7 +650,7 @@ def test_a_short_run_changes_the_metric_and_is_warned_of(recipe, tmp_path, caplo
     recipe = dataclasses.replace(recipe, batch=2, warmup=50, ema=0.998, schedule="cosine", lr=1e-2)
     first = random_metric().state_dict()
     after = tensors(train(recipe, Triplets(), tmp_path / "run"))
-    assert "this run takes 8 steps, which change a metric little" in caplog.text
+    assert "this run takes 8 steps; some hundreds gain more" in caplog.text
     plain = dataclasses.replace(recipe, warmup=0, ema=0.0)
     free = tensors(train(plain, Triplets(), tmp_path / "plain"))
     key = "lin0.model.1.weight" if "lin0.model.1.weight" in first else "lin0.model.0.weight"
