@@ -124,7 +124,8 @@ def add_weights_options(command: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--weights",
         default="robust",
-        help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', or a file",
+        help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', a file, or "
+        "the folder of a run of 'rlpips train'",
     )
     group.add_argument(
         "--version",

@@ -91,8 +91,12 @@ def distance(
 ) -> float | npt.NDArray[np.float32]:
     """Measure the perceptual distance between two images, or two batches of them, given as almost anything.
 
-    Values that may be in the wrong range are warned of: float tensors that all lie in [0, 1], unless
-    `normalize=True` says so.
+    Smaller is more alike. By the default metric a photo is at about 0.02 from itself as a JPEG of quality 70,
+    at 0.03 for quality 40, 0.06 for 20 and 0.1 for 10, and at 0.7 from another photo: medians of 100 photos
+    of 224 x 224 pixels (`python -m benchmarks.scale`).
+
+    Float tensors whose values all lie in [0, 1] are warned of, as they are read as [-1, 1] without
+    `normalize=True`.
 
     Args:
         a: a path; a Pillow image; a NumPy array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`, uint8 in [0, 255] or
@@ -111,7 +115,7 @@ def distance(
             [0, 255].
 
     Returns:
-        A float, or a float32 array `(N,)` if either argument is a batch. Smaller is more alike.
+        A float, or a float32 array `(N,)` if either argument is a batch.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -216,8 +216,8 @@ class LPIPS(nn.Module):
         verbose: log what is loaded, at level INFO, to the logger 'rlpips'.
         weights: 'standard'; 'robust', the adversarially trained default for `net`; a name of
             `rlpips.list_weights()`; or the path of a heads file, of a state dict of `lpips` or R-LPIPS, of a
-            torchvision model (for the backbone), or of a checkpoint of this package. What the file does not
-            bring comes from the standard weights.
+            torchvision model (for the backbone), or of a checkpoint of this package; or the folder of a run
+            of `rlpips train`. What the file does not bring comes from the standard weights.
         check_range: warn once when values do not lie in [-1, 1] (or [0, 1] with `normalize=True`).
 
     Raises:

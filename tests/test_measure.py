@@ -1,4 +1,6 @@
 import itertools
+import json
+import re
 import warnings
 from pathlib import Path
 
@@ -9,10 +11,12 @@ from peers import images
 from PIL import Image
 
 import rlpips
+from benchmarks import scale
 from rlpips.cli import main
 from rlpips.measure import cached_metric, measure_all, measure_pairs, of_one_size
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 UNREADABLE = Path("/proc/self/mem")  # Linux gives an I/O error for its first bytes
 
 
@@ -218,6 +222,26 @@ def test_the_documented_number(real_weights, shared):
     ref, p0, p1 = (folder / f"ex_{name}.png" for name in ("ref", "p0", "p1"))
     assert rlpips.distance(ref, p0, weights="standard") == pytest.approx(0.72188, abs=1e-5)
     assert rlpips.distance(ref, p1, weights="standard", net="vgg") == pytest.approx(0.42166, abs=1e-5)
+
+
+def test_the_documented_scale_is_that_of_the_metric(shared):
+    results = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
+    rows = {row["change"]: row for row in results["rows"]}
+    written = re.search(
+        r"about (\S+) from itself as a JPEG of quality 70,\s+at (\S+) for quality 40, (\S+) for 20 and (\S+) for 10, "
+        r"and at (\S+) from another photo",
+        rlpips.distance.__doc__,
+    )
+    names = *(f"JPEG, quality {quality}" for quality in (70, 40, 20, 10)), "another photo"
+    for name, number in zip(names, written.groups(), strict=True):
+        assert f"{rows[name]['median']:.{len(number) - 2}f}" == number
+    files = sorted((shared / "images" / "photos").glob("bsds-*.jpg"))[:12]
+    photos = [rlpips.load_image(path)[3:227, 3:227] for path in files]
+    for quality in (70, 20):
+        median = np.median([rlpips.distance(photo, scale.jpeg(photo, quality)) for photo in photos])
+        row = rows[f"JPEG, quality {quality}"]
+        assert row["10 %"] < median < row["90 %"]
+    assert rlpips.distance(photos[0], photos[-1]) == pytest.approx(rows["another photo"]["median"], rel=0.3)
 
 
 def test_the_default_needs_nothing_but_the_package(tmp_path, monkeypatch):
