@@ -351,7 +351,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"version='1' is unknown"):
         functional.lpips(parameters, x, y, version="1")
     with pytest.raises(ValueError, match="in1 must have 3 channels"):
-        functional.lpips(parameters, x, y[:, :1])
+        functional.lpips(parameters, x, y[:, :2])
     with pytest.raises(ValueError, match="in0 must be at least 31 x 31"):
         functional.lpips(parameters, x[0, :, :20], y)
     with pytest.raises(ValueError, match="same height and width"):
