@@ -35,6 +35,10 @@ def both():
 
 def test_steps_are_those_of_lpips(both):
     ours, theirs = both
+    for trainer in both:  # in float64, as Adam makes much of the rounding of small gradients
+        trainer.net.double()
+        trainer.rankLoss.double()
+        trainer.set_input({key: value.double() for key, value in batch().items()})
     for _ in range(2):
         for trainer in both:
             trainer.optimize_parameters()
@@ -47,7 +51,7 @@ def test_steps_are_those_of_lpips(both):
         assert ours.old_lr == pytest.approx(theirs.old_lr)
         assert ours.optimizer_net.param_groups[0]["lr"] == theirs.optimizer_net.param_groups[0]["lr"]
     for key, value in theirs.net.state_dict().items():
-        torch.testing.assert_close(ours.net.state_dict()[key], value, atol=2e-6, rtol=0)
+        torch.testing.assert_close(ours.net.state_dict()[key], value, atol=1e-9, rtol=0)
     assert ours.name() == theirs.name() == "lpips [alex]"
 
 

@@ -395,7 +395,7 @@ def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(rec
         RuntimeError, match=r"step 15: the loss is not finite for the 5th step in a row; .*state.pth"
     ):
         train(recipe, data, run)
-    kept = torch.load(run / "state.pth")
+    kept = torch.load(run / "state.pth")["state"]
     assert kept["step"] == 8
     assert all(value.isfinite().all() for value in kept["loss"].values())
     assert not (run / "metric.pth").exists()
@@ -660,7 +660,7 @@ def test_a_short_run_changes_the_metric_and_is_warned_of(recipe, tmp_path, caplo
 def test_a_run_of_minutes_ends_with_its_time_and_goes_on_where_it_was(recipe, tmp_path, caplog):
     recipe = dataclasses.replace(recipe, minutes=1 / 60, schedule="cosine")
     path = train(recipe, Triplets(), tmp_path / "run", validation=Triplets(4))
-    state = torch.load(tmp_path / "run" / "state.pth")
+    state = torch.load(tmp_path / "run" / "state.pth")["state"]
     assert 1 <= state["seconds"] < 10
     log = rows(tmp_path / "run" / "log.csv")
     assert log[-1]["lr"] < 0.5 * log[0]["lr"]
@@ -668,7 +668,7 @@ def test_a_run_of_minutes_ends_with_its_time_and_goes_on_where_it_was(recipe, tm
     written = tensors(path)
     train(recipe, Triplets(), tmp_path / "run", validation=Triplets(4))  # its time is over
     assert not changed(written, tensors(path))
-    assert torch.load(tmp_path / "run" / "state.pth")["step"] == state["step"]
+    assert torch.load(tmp_path / "run" / "state.pth")["state"]["step"] == state["step"]
 
 
 def test_a_run_says_how_long_it_takes_and_what_came_of_it(recipe, tmp_path, caplog):
