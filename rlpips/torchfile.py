@@ -213,7 +213,10 @@ class _Reader:
     def unpickle(self, file: IO[bytes]) -> Any:
         """Interpret the next pickle, and hold its tensors against its storages together."""
         unpickler = _Unpickler(self.storage)
-        content = unpickler.load(file)
+        try:
+            content = unpickler.load(file)
+        except MemoryError as error:  # a pickle that is whole takes little
+            raise ValueError("its pickle claims to be larger than memory") from error
         bound = _SHARING * sum(dtype.itemsize * count for dtype, count in self.counts.values())
         if sum(each.dtype.itemsize * each.numel() for each in unpickler.tensors) > bound:
             raise ValueError("its tensors share few numbers many times")
