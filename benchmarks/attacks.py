@@ -15,8 +15,7 @@ import torch
 import rlpips
 from benchmarks import report
 from benchmarks.timing import in_turn, ratio
-from rlpips.attacks import PGD
-from rlpips.objectives import RankFlip
+from rlpips.attacks import PGD, RankFlip
 
 
 def reference_way(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlpips.attacks import APGD, PGD, TripletClassifier
-from rlpips.objectives import Metric, RankFlip
+from rlpips.attacks.objectives import Metric, RankFlip
 
 EPS = 4 / 255
 

@@ -18,8 +18,8 @@ import torch
 
 import rlpips
 from benchmarks import masking, report
-from rlpips import cli
-from rlpips.files import write_atomically
+from rlpips.cli import commands as cli
+from rlpips.system.files import write_atomically
 
 UNSEEN = (
     *("salt-and-pepper", "motion-blur", "webp", "bilinear", "colour-cast", "gamma", "quantisation"),

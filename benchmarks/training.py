@@ -21,9 +21,9 @@ import rlpips
 from benchmarks import report
 from benchmarks.attacks import reference_way
 from benchmarks.timing import in_turn, ratio
-from rlpips.processes import Processes
-from rlpips.recipes import Recipe
-from rlpips.training import _new_state, _step, _triplets
+from rlpips.system.processes import Processes
+from rlpips.training import Recipe
+from rlpips.training.loop import _new_state, _step, _triplets
 
 
 def reference(batch: dict[str, torch.Tensor], start: dict[str, torch.Tensor], recipe: Recipe) -> Any:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 import rlpips
-from rlpips.attacks import PGD
-from rlpips.distortions import DISTORTIONS
+from rlpips.attacks import PGD, Inflate
+from rlpips.data import DISTORTIONS
 from rlpips.images import resize, to_tensor
-from rlpips.objectives import Inflate
 from rlpips.pairwise import embed, pdist
 
 DISTORTED = {"jpeg": 0.6, "gaussian-blur": 0.15, "brightness": 0.3}

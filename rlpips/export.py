@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import rlpips
-from rlpips.backbones import Backbone, architecture
-from rlpips.checkpoints import metric_digest
-from rlpips.comparison import normalize_tensor, weigh
+from rlpips._version import __version__
+from rlpips.backbones.architectures import Backbone, architecture
 from rlpips.errors import MissingExtraError
-from rlpips.files import write_atomically
-from rlpips.metric import LPIPS, spatial_average, unchanged_weights, upsample
+from rlpips.hub.checkpoints import metric_digest
+from rlpips.metric.comparison import normalize_tensor, weigh
+from rlpips.metric.lpips import LPIPS, spatial_average, unchanged_weights, upsample
+from rlpips.system.files import write_atomically
 
 _OPSET = 18  # what the exporters of all supported versions of torch write
 _TOLERANCE = 1e-4
@@ -112,7 +112,7 @@ def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = ""
         raise TypeError("a metric is exported with a backbone of this package, and net has been replaced")
     metric = copy.deepcopy(metric).cpu().float().eval().requires_grad_(False)
     metadata = {
-        "rlpips": rlpips.__version__,
+        "rlpips": __version__,
         "net": architecture(metric.pnet_type).name,
         "version": metric.version,
         "weights": weights,

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rlpips import comparison
-from rlpips.backbones import ARCHITECTURES, Backbone
-from rlpips.inputs import as_batch, check_image, check_pair
-from rlpips.metric import LPIPS, ScalingLayer, spatial_average, upsample
+from rlpips.backbones.architectures import ARCHITECTURES, Backbone
+from rlpips.metric import comparison
+from rlpips.metric.inputs import as_batch, check_image, check_pair
+from rlpips.metric.lpips import LPIPS, ScalingLayer, spatial_average, upsample
 
 Parameters = Mapping[str, Tensor]
 

@@ -37,7 +37,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rlpips.errors import ImageError
-from rlpips.inputs import as_batch
+from rlpips.metric.inputs import as_batch
 
 Array = npt.NDArray[Any]
 Colour = tuple[int, int, int]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlpips.backbones import ARCHITECTURES, architecture
+from rlpips.backbones.architectures import ARCHITECTURES, architecture
 from rlpips.errors import MissingExtraError
-from rlpips.inputs import check_image, check_pair, check_range
-from rlpips.metric import LPIPS, Reference
+from rlpips.metric.inputs import check_image, check_pair, check_range
+from rlpips.metric.lpips import LPIPS, Reference
 
 try:
     from torchmetrics import Metric

@@ -15,7 +15,7 @@ from peers import WORST, hushed
 from users import open_to_all
 
 import rlpips
-from rlpips import cache, registry
+from rlpips.hub import cache, registry
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

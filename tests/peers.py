@@ -37,15 +37,19 @@ def _peers(net, dtype):
     return ours.to(dtype), theirs.to(dtype)
 
 
+def published(net="alex", version="0.1"):
+    """Return the file of the heads that the wheel of `lpips` holds."""
+    return Path(lpips.__file__).parent / "weights" / f"v{version}" / f"{net}.pth"
+
+
 def peers(net, dtype=torch.float32, version="0.1", heads=True, spatial=False):
     """Return our metric and that of `lpips` with the same seeded random backbone and the same settings."""
     ours, theirs = _peers(net, dtype)
-    folder = Path(lpips.__file__).parent / "weights"
-    published = torch.load(folder / f"v{version}" / f"{net}.pth", map_location="cpu", weights_only=True)
+    heads_of = torch.load(published(net, version), map_location="cpu", weights_only=True)
     for metric in (ours, theirs):
         metric.version, metric.spatial, metric.lpips = version, spatial, heads
         for k, lin in enumerate(metric.lins):
-            lin.model[-1].weight.data.copy_(published[f"lin{k}.model.1.weight"])
+            lin.model[-1].weight.data.copy_(heads_of[f"lin{k}.model.1.weight"])
     return ours, theirs
 
 

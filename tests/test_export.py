@@ -12,8 +12,8 @@ import torch
 from peers import images
 
 import rlpips
-from rlpips.checkpoints import metric_digest
 from rlpips.cli import main
+from rlpips.hub.checkpoints import metric_digest
 
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
 

@@ -69,7 +69,7 @@ def test_a_cell_shows_its_heatmap_once_and_bars_without_warnings(own_jupyter):
         f"import torch\nfrom rlpips.plots import heatmap\n{draw}",
         f"import matplotlib.pyplot as plt\n{draw}",  # which makes IPython show figures itself
         f"{draw};",
-        "from rlpips.progress import progress\n"
+        "from rlpips.system.progress import progress\n"
         "with progress('work', unit='step', total=3) as bar:\n"
         "    bar.update(3)",
     ]

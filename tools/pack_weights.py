@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlpips import checkpoints
 from rlpips.backbones import ARCHITECTURES
-from rlpips.files import write_atomically
+from rlpips.hub import checkpoints
+from rlpips.system.files import write_atomically
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 

@@ -1,13 +1,8 @@
-"""Figures for papers: where two images differ, which pairs do most, and how metrics judge many of them.
+"""Pictures of distances: where two images differ, which pairs differ most, and in which layers."""
 
-`heatmap`, `contact_sheet` and `layers` show images; `histograms`, `margins` and `agreement` show what the
-reports of `rlpips evaluate` measured.
-"""
-
-from rlpips.plots.densities import agreement, histograms, margins
+from rlpips.plots.contact_sheets import contact_sheet
 from rlpips.plots.drawing import check_plot_file
-from rlpips.plots.maps import heatmap
-from rlpips.plots.shares import layers
-from rlpips.plots.sheets import contact_sheet
+from rlpips.plots.heatmaps import heatmap
+from rlpips.plots.layer_shares import layers
 
-__all__ = ["agreement", "check_plot_file", "contact_sheet", "heatmap", "histograms", "layers", "margins"]
+__all__ = ["check_plot_file", "contact_sheet", "heatmap", "layers"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpips.errors import MissingExtraError
-from rlpips.files import write_atomically
+from rlpips.system.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,9 +19,10 @@ from PIL import Image
 
 import rlpips
 from fuzz.damage import damage
-from rlpips import checkpoints, images
+from rlpips import images
 from rlpips.backbones import architecture
-from rlpips.runs import RunFolder
+from rlpips.hub import checkpoints
+from rlpips.training.run_folder import RunFolder
 
 Example = Callable[[random.Random], bool]
 SECONDS = 20  # after which an example counts as hanging

@@ -1,0 +1,5 @@
+"""The command line, `rlpips`: a module for each command."""
+
+from rlpips.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,238 @@
+"""The command `rlpips train`."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlpips.cli.options import add_device_option, load_metric, positive, tell
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlpips.attacks.objectives import Metric
+    from rlpips.training.recipe import Recipe
+
+_ASIDE = 200  # triplets of photos kept aside, at most
+
+
+def add_train(commands: Any) -> None:
+    """Add the command to those of `rlpips`."""
+    command = commands.add_parser(
+        "train",
+        help="train a metric on triplets",
+        description="Train a metric on triplets that people, or other metrics, have judged; naturally, or "
+        "against an attacker. The folder OUT keeps what was done, and the same command goes on with a run "
+        "that was interrupted. OUT/metric.pth is the result, for --weights of all other commands.",
+        epilog="Options that are not given are as in the recipe. 'torchrun -m rlpips.cli train ...' shares "
+        "the work among processes or GPUs.",
+    )
+    group = command.add_argument_group("data")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data", type=Path, metavar="DIR", help="a data set in BAPPS' layout, which holds 2afc/"
+    )
+    source.add_argument(
+        "--photos", type=Path, metavar="DIR", help="photos, of which triplets are made; needs --teachers"
+    )
+    group.add_argument("--subsets", nargs="+", metavar="SUBSET", help="of --data (all under train)")
+    group.add_argument(
+        "--count", type=positive, default=12000, metavar="N", help="triplets of --photos (12000)"
+    )
+    group.add_argument("--size", type=positive, default=64, metavar="N", help="their side in pixels (64)")
+    group.add_argument("--distortions", nargs="+", metavar="NAME", help="of --photos (all)")
+    group.add_argument(
+        "--validation",
+        type=Path,
+        metavar="DIR",
+        help="a data set to validate on (--data); with --photos also a folder of photos (by default every "
+        "tenth of --photos is kept aside for it)",
+    )
+    group.add_argument(
+        "--validation-subsets", nargs="+", metavar="SUBSET", help="of it (all under val, if there are any)"
+    )
+    group.add_argument(
+        "--validation-limit", type=positive, default=500, metavar="N", help="triplets to validate on (500)"
+    )
+    group.add_argument(
+        "--teachers",
+        nargs="+",
+        default=[],
+        metavar="METRIC",
+        help="metrics to learn from, as for 'evaluate --weights', or names of 'triplets --panel': the first "
+        "gives distances, and all together judge what nobody has",
+    )
+    group.add_argument("--out", type=Path, required=True, metavar="OUT", help="the run's folder")
+
+    recipe = command.add_argument_group("recipe")
+    recipe.add_argument(
+        "--recipe", default="lpips", metavar="NAME", help="lpips (the default), r-lpips, or robust"
+    )
+    for name, options in _recipe_options().items():
+        recipe.add_argument("--" + name.replace("_", "-"), dest=f"recipe_{name}", default=None, **options)
+
+    group = command.add_argument_group("machine")
+    add_device_option(group)
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read data (0)")
+    group.add_argument(
+        "--parts", type=positive, default=1, metavar="N", help="compute a batch in parts, to save memory (1)"
+    )
+    group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's log")
+    command.set_defaults(run=_train)
+
+
+def _recipe_options() -> dict[str, dict[str, Any]]:
+    """Return the arguments of argparse for each field of a recipe, which must be known without torch."""
+    number: Callable[[str], float] = lambda text: float(Fraction(text))  # noqa: E731
+    number.__name__ = "number"
+    return {
+        "net": {"choices": ["alex", "vgg", "squeeze"], "help": "backbone"},
+        "weights": {"metavar": "W", "help": "where to start: imagenet (random heads), or as for 'distance'"},
+        "mode": {"choices": ["natural", "adversarial", "contrastive"], "help": "what to train on"},
+        "train": {"choices": ["heads", "all", "scratch"], "help": "what is trained"},
+        "dropout": {"action": argparse.BooleanOptionalAction, "help": "before the heads"},
+        "perturb": {"nargs": "+", "metavar": "P", "help": "what is attacked: x0, x1, ref, x0+x1, self"},
+        "attack": {"metavar": "A", "help": "linf, l2, apgd-linf, apgd-l2, ssa or stadv"},
+        "eps": {"type": number, "metavar": "E", "help": "budget, of [0, 1], such as 4/255"},
+        "eps_range": {"type": number, "nargs": 2, "metavar": "M", "help": "between which multiples of eps"},
+        "steps": {"type": positive, "metavar": "N", "help": "of the attack"},
+        "step_size": {"type": number, "metavar": "S", "help": "of the attack"},
+        "ranking": {"choices": ["network", "ratio"], "help": "how distances become a guess"},
+        "clean": {"type": number, "metavar": "W", "help": "weight of triplets as they are"},
+        "distill": {"type": number, "metavar": "W", "help": "weight of the teachers' distances"},
+        "distill_attacked": {"type": number, "metavar": "W", "help": "the same under attack"},
+        "inflation": {"type": number, "metavar": "W", "help": "weight of attacked self-distances"},
+        "lr": {"type": number, "metavar": "R", "help": "learning rate"},
+        "head_lr": {"type": number, "metavar": "F", "help": "times this for heads"},
+        "bias_lr": {"type": number, "metavar": "F", "help": "times this for biases"},
+        "beta1": {"type": number, "metavar": "B", "help": "of Adam"},
+        "weight_decay": {"type": number, "metavar": "D", "help": "of AdamW"},
+        "clip": {"type": number, "metavar": "C", "help": "longest gradient"},
+        "schedule": {"choices": ["linear", "cosine"], "help": "of the rate"},
+        "warmup": {"type": int, "metavar": "N", "help": "steps"},
+        "epochs": {"type": int, "metavar": "N", "help": "at the full rate"},
+        "decay_epochs": {"type": int, "metavar": "N", "help": "more, while it falls"},
+        "minutes": {"type": number, "metavar": "N", "help": "train for so long instead of epochs"},
+        "batch": {"type": positive, "metavar": "N", "help": "triplets of a step, over all processes"},
+        "ema": {"type": number, "metavar": "D", "help": "decay of the average of weights"},
+        "symmetries": {"action": argparse.BooleanOptionalAction, "help": "turn and mirror triplets"},
+        "precision": {"choices": ["float32", "bfloat16"], "help": "of the backbone"},
+        "patience": {"type": int, "metavar": "N", "help": "stop after N epochs without a better score"},
+        "seed": {"type": int, "metavar": "N", "help": "of all that is random"},
+    }
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rlpips.training.recipe import RECIPES
+
+    if options.recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {options.recipe!r}; the recipes are {', '.join(RECIPES)}")
+    given = {name: getattr(options, f"recipe_{name}") for name in _recipe_options()}
+    changes: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
+    }
+    recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
+    logger = logging.getLogger("rlpips.training")
+    level = logger.level
+    logger.setLevel(logging.INFO)  # how long it takes, and what came of it
+    try:
+        return _run(options, recipe)
+    except KeyboardInterrupt:
+        tell("interrupted; run the same command to go on")
+        raise
+    finally:
+        logger.setLevel(level)
+
+
+def _run(options: argparse.Namespace, recipe: "Recipe") -> int:
+    from rlpips.system.processes import joined
+    from rlpips.training.loop import Settings, train
+
+    data, description = _data(options, recipe.seed)
+    validation = _validation(options, recipe.seed)
+    with joined(options.device) as (processes, device):
+        settings = Settings(
+            device=device,
+            workers=options.workers,
+            parts=options.parts,
+            validation_limit=options.validation_limit,
+            tensorboard=options.tensorboard,
+        )
+        path = train(
+            recipe,
+            data,
+            options.out,
+            validation=validation,
+            teachers={text: _load_teacher(text, device) for text in options.teachers},
+            settings=settings,
+            description=description,
+        )
+    if processes.rank == 0:
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _load_teacher(text: str, device: "torch.device") -> "Metric":
+    """Build a metric of images in [-1, 1] by the name of a panel's, or as 'rlpips evaluate' does."""
+    from rlpips.data.panel import METRICS
+
+    if text not in METRICS:
+        return load_metric(text, device)[0]
+    metric = METRICS[text]()
+    return lambda a, b: metric((a + 1) / 2, (b + 1) / 2)
+
+
+def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Return the training data, and what to say of them."""
+    if options.photos is not None:
+        from rlpips.data.triplets import PhotoTriplets
+
+        if not options.teachers:
+            raise ValueError("nobody has judged triplets of --photos: name --teachers")
+        photos = PhotoTriplets(
+            options.photos,
+            options.count,
+            size=options.size,
+            seed=seed,
+            distortions=options.distortions,
+            aside=None if options.validation or options.validation_subsets else False,
+        )
+        return photos, dict(photos.description)
+    from rlpips.data.judgements import TwoAFC
+
+    subsets = options.subsets
+    if subsets is None:
+        folder = options.data / "2afc" / "train"
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: there is no such folder")
+        subsets = sorted(f"train/{path.name}" for path in folder.glob("[!.]*") if path.is_dir())
+        if not subsets:
+            raise ValueError(f"{folder} holds no subsets; name others with --subsets")
+    dataset = TwoAFC(options.data, subsets)
+    return dataset, {"folder": str(options.data.resolve()), "subsets": list(dataset.subsets)}
+
+
+def _validation(options: argparse.Namespace, seed: int) -> Any:
+    from rlpips.data.judgements import TwoAFC
+
+    own = not options.validation and not options.validation_subsets
+    if options.photos and (own or (options.validation and not (options.validation / "2afc").is_dir())):
+        from rlpips.data.triplets import PhotoTriplets
+
+        return PhotoTriplets(
+            options.photos if own else options.validation,
+            min(options.validation_limit, _ASIDE),
+            size=options.size,
+            seed=seed,
+            distortions=options.distortions,
+            aside=True if own else None,
+        )
+    root = options.validation or options.data
+    given = options.validation or options.validation_subsets
+    if root is None or not (given or (root / "2afc" / "val").is_dir()):
+        return None
+    return TwoAFC(root, options.validation_subsets)

@@ -1,0 +1,18 @@
+"""Judgements on disk, and triplets made from photos."""
+
+from rlpips.data.distortions import DISTORTIONS, Distortion, combine
+from rlpips.data.judgements import JND, TwoAFC, collate, download
+from rlpips.data.triplets import PhotoTriplets, TripletsMade, make_triplets
+
+__all__ = [
+    "DISTORTIONS",
+    "JND",
+    "Distortion",
+    "PhotoTriplets",
+    "TripletsMade",
+    "TwoAFC",
+    "collate",
+    "combine",
+    "download",
+    "make_triplets",
+]

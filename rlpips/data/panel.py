@@ -1,0 +1,98 @@
+"""A panel of metrics that vote on triplets: LPIPS and classical ones, by name."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlpips.errors import MissingExtraError
+from rlpips.metric.lpips import LPIPS
+
+PANEL = ("lpips-alex", "lpips-vgg", "ssim", "fsim", "vsi", "gmsd", "haarpsi")
+"""The metrics that vote where none are named."""
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+Pixels = npt.NDArray[np.uint8]
+
+
+def votes(panel: Sequence[Metric], triplets: Sequence[tuple[Pixels, Pixels, Pixels]]) -> list[int | None]:
+    """Count, for each triplet, the metrics to which p1 is more alike to ref; None where one has no answer.
+
+    Args:
+        panel: the metrics.
+        triplets: `ref`, `p0` and `p1`, each `(H, W, 3)`, uint8.
+    """
+    ref, p0, p1 = (
+        torch.from_numpy(np.stack(images)).movedim(3, 1).float() / 255
+        for images in zip(*triplets, strict=True)
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the number of threads may change the last digits, and so a vote
+    try:
+        with torch.inference_mode():
+            to_p0 = torch.stack([metric(ref, p0) for metric in panel])
+            to_p1 = torch.stack([metric(ref, p1) for metric in panel])
+    finally:
+        torch.set_num_threads(threads)
+    defined = (to_p0.isfinite() & to_p1.isfinite()).all(0).tolist()
+    counts = (to_p1 < to_p0).sum(0).tolist()
+    return [count if known else None for count, known in zip(counts, defined, strict=True)]
+
+
+def check_panel(names: Sequence[str], size: int) -> None:
+    """Build each metric once before the work, where errors are plain, and try it on patches of this size.
+
+    Raises:
+        MissingExtraError: a metric needs `pip install 'rlpips[classical]'`.
+        ValueError: a metric cannot measure images of this size.
+        WeightsUnavailableError: a metric's weights are not on this machine and could not be fetched.
+    """
+    rng = np.random.default_rng(0)
+    ref, p0, p1 = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    for name in names:
+        metric = METRICS[name]()
+        try:
+            votes([metric], [(ref, p0, p1)])
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"the metric {name!r} cannot measure {size} x {size} pixels: {error}") from error
+
+
+def _lpips(net: str) -> Metric:
+    metric = LPIPS(net=net, check_range=False)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return metric(a, b, normalize=True).flatten()
+
+    return distance
+
+
+def _piq(function: str, best: float | None = None) -> Metric:
+    """Return a metric of `piq`; of a similarity, how far it is below its best value, or below 0."""
+    try:
+        import piq
+    except ImportError as error:
+        raise MissingExtraError(f"the metric {function.removesuffix('_p')!r}", "classical") from error
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        values: Tensor = getattr(piq, function)(a, b, data_range=1.0, reduction="none")
+        return (values if best is None else best - values).flatten()
+
+    return distance
+
+
+METRICS: dict[str, Callable[[], Metric]] = {
+    "lpips-alex": lambda: _lpips("alex"),
+    "lpips-vgg": lambda: _lpips("vgg"),
+    "lpips-squeeze": lambda: _lpips("squeeze"),
+    "ssim": lambda: _piq("ssim", best=1),
+    "fsim": lambda: _piq("fsim", best=1),
+    "vsi": lambda: _piq("vsi", best=1),
+    "gmsd": lambda: _piq("gmsd"),
+    "mdsi": lambda: _piq("mdsi"),
+    "haarpsi": lambda: _piq("haarpsi", best=1),
+    "vif": lambda: _piq("vif_p", best=1),
+    "psnr": lambda: _piq("psnr", best=0),
+}
+"""Each takes two batches `(N, 3, H, W)` in [0, 1] and returns distances `(N,)`, smaller for more alike."""

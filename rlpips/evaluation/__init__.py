@@ -1,0 +1,34 @@
+"""How well metrics agree with judgements, and how far attacks move them."""
+
+from rlpips.evaluation.figures import agreement, histograms, margins
+from rlpips.evaluation.robustness_report import RobustnessReport, robustness
+from rlpips.evaluation.scores import (
+    Score,
+    accuracy,
+    bootstrap,
+    disagreement,
+    jnd_score,
+    margin,
+    mean_of,
+    measure_2afc,
+    measure_jnd,
+    two_afc_score,
+)
+
+__all__ = [
+    "RobustnessReport",
+    "Score",
+    "accuracy",
+    "agreement",
+    "bootstrap",
+    "disagreement",
+    "histograms",
+    "jnd_score",
+    "margin",
+    "margins",
+    "mean_of",
+    "measure_2afc",
+    "measure_jnd",
+    "robustness",
+    "two_afc_score",
+]

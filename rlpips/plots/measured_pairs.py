@@ -1,0 +1,97 @@
+"""What figures show of two images: the pixels, and where a metric finds them to differ."""
+
+import copy
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlpips.errors import ImageError
+from rlpips.images import resize as resize_images
+from rlpips.metric.lpips import LPIPS
+from rlpips.scoring.distances import cached_metric, of_one_size
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images, `(H, W, 3)`, uint8; their distance; and the local distances, `(H, W)`, float32."""
+
+    a: npt.NDArray[np.uint8]
+    b: npt.NDArray[np.uint8]
+    distance: float
+    map: npt.NDArray[np.float32]
+
+
+def default_metric() -> LPIPS:
+    """Return the robust metric that ships."""
+    return cached_metric("alex", "robust", "0.1", torch.device("cpu"))
+
+
+def at_rest(metric: LPIPS) -> LPIPS:
+    """Return a copy of a metric, in eval mode, that returns distances and not maps."""
+    metric = copy.deepcopy(metric).eval()
+    metric.spatial, metric.check_range = False, False  # the images have been checked
+    return metric
+
+
+def read_pair(
+    metric: LPIPS, a: Any, b: Any, resize: int | tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Read two images as a metric takes them, `(1, 3, H, W)`.
+
+    Raises:
+        ImageError: as from `of_one_size`; one of them is a batch of several.
+    """
+    image_a, image_b, _ = of_one_size(a, b, resize)
+    for name, image in (("a", image_a), ("b", image_b)):
+        if len(image) != 1:
+            raise ImageError(f"{name} holds {len(image)} images; pass one of them, such as {name}[0]")
+    like = metric.like
+    return image_a.to(like.device, like.dtype), image_b.to(like.device, like.dtype)
+
+
+def measure_map(
+    metric: LPIPS,
+    a: Any,
+    b: Any,
+    *,
+    resize: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    side: int | None = None,
+) -> Pair:
+    """Measure two images, and where they differ.
+
+    Args:
+        metric: a copy made by `at_rest`, which is changed.
+        a: an image as for `rlpips.distance`.
+        b: likewise.
+        resize: as for `rlpips.distance`.
+        tile: likewise.
+        side: shrink what is returned to at most this many pixels of a side.
+    """
+    images = read_pair(metric, a, b, resize)
+    with torch.inference_mode():
+        # The backbone runs once for both the number and the map, but where only tiles fit into memory.
+        in0, in1 = images if tile is not None else map(metric.reference, images)
+        metric.spatial = False
+        distance = metric(in0, in1, tile=tile).item()
+        metric.spatial = True
+        shown = [*images, metric(in0, in1, tile=tile)]
+        height, width = images[0].shape[2:]
+        if side is not None and max(height, width) > side:
+            scale = side / max(height, width)
+            size = (max(1, round(scale * height)), max(1, round(scale * width)))
+            shown = [resize_images(each.float(), size) for each in shown]
+        pixels = [((x[0].float() + 1) * 127.5).round().clamp(0, 255).byte() for x in shown[:2]]
+        bytes_a, bytes_b = (x.permute(1, 2, 0).cpu().numpy() for x in pixels)
+        return Pair(bytes_a, bytes_b, distance, shown[2][0, 0].float().cpu().numpy())
+
+
+def name_of(image: Any, otherwise: str) -> str:
+    """Return the name of a file, or what else to call an image."""
+    return Path(image).name if isinstance(image, str | PathLike) else otherwise

@@ -1,0 +1,143 @@
+"""The folder of a training run: what it is, how far it got, its tables, and its state."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlpips.errors import CheckpointError
+from rlpips.hub import checkpoints, torchfile
+from rlpips.system.files import write_atomically
+
+
+class RunFolder:
+    """A run's folder: `run.json`, `log.csv`, `scores.csv`, `state.pth`, `samples`, at the end `metric.pth`.
+
+    Args:
+        path: the folder.
+        description: what makes the run, for JSON: sections, of which 'recipe', 'data' and 'teachers' tell
+            one run from another.
+    """
+
+    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+        self.path = path
+        self.description = description
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, or check that what lies there is this run, and let no other process train in it.
+
+        Raises:
+            CheckpointError: `run.json` is damaged.
+            OSError: the folder cannot be made.
+            ValueError: another run lies there, or something else, or another process trains there.
+        """
+        from filelock import FileLock, Timeout
+
+        file = self.path / "run.json"
+        # hidden files are what a run leaves that was killed while it wrote the first one
+        if (
+            not file.exists()
+            and self.path.exists()
+            and any(not each.name.startswith(".") for each in self.path.iterdir())
+        ):
+            raise ValueError(f"{self.path} is not empty, and holds no run; choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(
+            self.path / ".lock"
+        )  # the system lets go of it when the process ends, however it does
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another process trains in {self.path}; wait for its end, or choose another folder"
+            ) from None
+        try:
+            if file.exists():
+                self._compare(file)
+            else:
+                write_atomically(file, (json.dumps(self.description, indent=2) + "\n").encode())
+            yield
+        finally:
+            lock.release()
+
+    def _compare(self, file: Path) -> None:
+        try:
+            there = json.loads(file.read_text(encoding="utf-8"))
+            sections = {name: dict(there[name]) for name in ("recipe", "data", "teachers")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file} is damaged; choose another folder") from error
+        changed = []
+        for section, old in sections.items():
+            new = json.loads(json.dumps(self.description[section]))
+            changed += [
+                f"{section}.{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+                for key in {**old, **new}
+                if old.get(key) != new.get(key)
+            ]
+        if changed:
+            raise ValueError(
+                f"{self.path} holds another run: {'; '.join(changed)}. "
+                "Use the same recipe and data to go on with it, or another folder"
+            )
+
+    @property
+    def state_file(self) -> Path:
+        """Where the state is."""
+        return self.path / "state.pth"
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Read the state to go on from, if there is one.
+
+        Raises:
+            CheckpointError: it is damaged, or has weights that are not finite.
+        """
+        if not self.state_file.exists():
+            return None
+        try:
+            loaded = checkpoints.load(self.state_file)
+        except CheckpointError as error:
+            raise self.damaged() from error
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("state"), dict):
+            raise self.damaged()
+        state: dict[str, Any] = loaded["state"]
+        if not all(torch.isfinite(each).all() for each in _tensors(state)):
+            raise CheckpointError(
+                f"{torchfile.name(self.state_file)} has weights that are not finite: the run had diverged "
+                "when it was saved; delete it to start the run from its beginning"
+            )
+        return state
+
+    def damaged(self) -> CheckpointError:
+        """Return the error of a state that cannot be used."""
+        return CheckpointError(
+            f"{torchfile.name(self.state_file)} is damaged; delete it to start the run from its beginning"
+        )
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write the state, whole or not at all, with a digest."""
+        checkpoints.save_content(self.state_file, {"state": state})
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a table as CSV; its columns are those of all rows."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path / name, text.getvalue().encode())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Find the tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)

@@ -1,0 +1,52 @@
+"""Pictures of attacked triplets, to see while a metric trains what the attacker does to it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlpips.attacks.objectives import Metric, RankFlip
+from rlpips.attacks.searches import Attack
+from rlpips.evaluation.worst_examples import Image, difference, save_side_by_side
+
+
+def save_attacked_triplets(
+    path: Path,
+    metric: Metric,
+    examples: Sequence[dict[str, Any]],
+    attack: Attack,
+    perturb: str,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Write a row for each triplet: ref, x0, x1, and each attacked image with its difference, magnified.
+
+    Args:
+        path: the PNG file, in a folder that is made if need be.
+        metric: the metric under attack, on `device`.
+        examples: triplets of one size, with `ref`, `p0`, `p1` `(3, H, W)` in [-1, 1] and `judge`.
+        attack: what the attacker does, to break the judgement.
+        perturb: what is attacked: 'x0', 'x1', 'ref' or 'x0+x1'.
+        device: where to compute.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    ref, x0, x1, judge = (
+        torch.stack([example[name] for example in examples]).to(device)
+        for name in ("ref", "p0", "p1", "judge")
+    )
+    objective = RankFlip(metric, ref, x0, x1, judge, perturb)
+    attacked = attack(objective, objective.x)
+    columns = [_images(each) for each in (ref, x0, x1)]
+    shape = (len(ref), -1, *ref.shape[1:])
+    for before, after in zip(objective.x.view(shape).unbind(1), attacked.view(shape).unbind(1), strict=True):
+        changes = map(difference, _images(before), _images(after))
+        columns += [_images(after), list(changes)]
+    save_side_by_side(path, [np.concatenate(column, axis=1) for column in columns])
+
+
+def _images(batch: Tensor) -> list[Image]:
+    return list(batch.float().cpu().numpy())

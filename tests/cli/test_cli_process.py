@@ -1,0 +1,156 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import rlpips
+from rlpips.cli import main
+from rlpips.system import processes
+
+ROOT = Path(rlpips.__file__).parents[1]
+CAT, BLURRED = ROOT / "examples" / "cat.png", ROOT / "examples" / "cat-blurred.png"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def shell(command, **environment):
+    """Run `rlpips` in a line of shell, such as 'rlpips weights list >&-'."""
+    command = command.replace("rlpips", f"'{sys.executable}' -m rlpips", 1)
+    return subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+        timeout=60,
+    )
+
+
+def test_with_stderr_closed_no_complaint_goes_to_stdout(weights, tmp_path):
+    done = shell(f"rlpips compare {CAT.parent} {tmp_path} --weights {weights} --csv 2>&-")
+    assert (done.returncode, done.stdout) == (1, "a,b,distance\n")
+
+
+@pytest.mark.parametrize("command", ["weights list", "--help"])
+def test_with_stdout_closed_an_error_says_so(command):
+    done = shell(f"rlpips {command} >&-")
+    assert done.returncode == 1
+    assert done.stderr == "rlpips: error: cannot write to standard output: Bad file descriptor\n"
+
+
+def test_with_stdout_closed_the_report_is_written(weights, tmp_path):
+    report = tmp_path / "report.csv"
+    done = shell(f"rlpips pairs {CAT.parent} --weights {weights} -o {report} >&-")
+    assert done.returncode == 1
+    assert "cannot write to standard output" in done.stderr
+    assert report.read_text().startswith("a,b,distance\n")
+
+
+def test_names_that_cannot_be_encoded_are_escaped(weights, tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name in (b"a-\xff.png", "b-\u00e9.png".encode()):
+        with open(folder + b"/" + name, "wb") as file:  # noqa: PTH123  # of bytes
+            file.write(CAT.read_bytes())
+    for form in ("", "--csv"):
+        done = shell(f"rlpips pairs {tmp_path} --weights {weights} {form}", PYTHONIOENCODING="ascii")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "a-\\udcff.png" in done.stdout
+        assert "b-\\xe9.png" in done.stdout
+    done = shell(f"rlpips pairs {tmp_path} --weights {weights} -o {tmp_path}/.table", LC_ALL="C.UTF-8")
+    assert done.returncode == 0
+    assert "b-\u00e9.png" in (tmp_path / ".table").read_text(encoding="utf-8")
+    done = shell(
+        f"rlpips compare {tmp_path} {tmp_path} --weights {weights} --plot {tmp_path}/.sheet.png",
+        LC_ALL="C.UTF-8",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_name_that_is_too_long_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["distance", str(CAT), str(BLURRED), "-o", "x" * 300])
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_is_one_line_and_the_rest_is_asked_for(monkeypatch, capsys):
+    def fail():
+        raise KeyError("digest")
+
+    monkeypatch.setattr("rlpips.hub.registry.list_weights", fail)
+    assert main(["weights", "list"]) == 1
+    assert capsys.readouterr().err == (
+        "rlpips: error: KeyError: 'digest'; run again with --traceback for the whole\n"
+    )
+    for arguments in (["--traceback", "weights", "list"], ["weights", "list", "--traceback"]):
+        assert main(arguments) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("Traceback (most recent call last):")
+        assert "in fail" in err
+
+
+def test_sigterm_ends_with_143_and_leaves_no_half_of_a_file(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from rlpips.hub import registry\n"
+        "from rlpips.cli import main\n"
+        "from rlpips.system.files import write_atomically\n"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "registry.list_weights = lambda: write_atomically(Path(sys.argv[1]), b'data')\n"
+        "sys.exit(main(['weights', 'list']))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_callers_signals_and_streams_stay(capsys):
+    before = signal.getsignal(signal.SIGTERM), sys.stdout.errors
+    assert main(["weights", "list"]) == 0
+    assert (signal.getsignal(signal.SIGTERM), sys.stdout.errors) == before
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(main(["weights", "list"])))
+    thread.start()
+    thread.join()
+    assert statuses == [0]
+
+
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_the_best_device_is_a_gpu_if_there_is_one(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(cuda))
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: bool(mps))
+    assert processes.best_device() == device
+
+
+def test_every_command_that_computes_takes_the_best_device(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    seen = []
+    monkeypatch.setattr(
+        "rlpips.scoring.distances.cached_metric", lambda *given: seen.append(str(given[3])) or 1 / 0
+    )
+    monkeypatch.setattr("rlpips.system.processes.joined", lambda device: seen.append(device) or 1 / 0)
+    for command in (
+        ["distance", CAT, BLURRED],
+        ["pairs", CAT.parent],
+        ["compare", CAT.parent, CAT.parent],
+        ["heatmap", CAT, BLURRED, "-o", tmp_path / "x.png"],
+        ["evaluate", "robustness", "--images", CAT.parent],
+    ):
+        assert main([str(each) for each in command]) == 1
+    assert seen == ["mps"] * 5
+    assert main(["distance", str(CAT), str(BLURRED), "--device", "cpu"]) == 1
+    assert seen[-1] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [("unset OMP_WAIT_POLICY;", "PASSIVE"), ("OMP_WAIT_POLICY=ACTIVE", "ACTIVE")]
+)
+def test_threads_with_nothing_to_do_sleep_unless_asked_to_wait_busily(weights, given, policy):
+    done = shell(f"{given} rlpips distance {CAT} {BLURRED} --weights {weights}", OMP_DISPLAY_ENV="TRUE")
+    assert done.returncode == 0
+    assert re.search(rf"OMP_WAIT_POLICY ?= ?'{policy}'", done.stderr)

@@ -1,0 +1,185 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peers import images
+from PIL import Image
+from toys import Triplets, saved_metric
+
+import rlpips
+from rlpips.cli import main
+from rlpips.data import PhotoTriplets, make_triplets
+from rlpips.hub import checkpoints
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve triplets to train on and five to validate on."""
+    root = tmp_path_factory.mktemp("data")
+    Triplets(12).write(root)
+    return Triplets(5, 1).write(root, "val/toy")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for k, photo in enumerate(images(9, 3, 48, 48)):
+        Image.fromarray(rlpips.tensor2im(photo[None].clamp(-1, 1))).save(folder / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return saved_metric(tmp_path_factory.mktemp("start") / "random.pth")
+
+
+def arguments(start, out, *more):
+    fixed = ["--weights", start, "--batch", 4, "--epochs", 1, "--decay-epochs", 0, "--steps", 1]
+    return [str(each) for each in ["train", *fixed, "--out", out, *more]]
+
+
+def run(*given, capsys):
+    status = main(arguments(*given))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_a_metric_is_trained_on_a_data_set(data, start, tmp_path, capsys):
+    out = tmp_path / "run"
+    status, printed, err = run(
+        start, out, "--data", data, "--recipe", "r-lpips", "--lr", "1e-2", capsys=capsys
+    )
+    assert (status, err) == (0, "")  # no bar where there is no terminal
+    assert printed == f"{out / 'metric.pth'}\n"
+    metadata = checkpoints.unpack(checkpoints.load(out / "metric.pth"), out)[1]
+    assert metadata["data"] == {"folder": str(data), "subsets": ["train/toy"], "count": 12}
+    assert metadata["recipe"]["mode"] == "adversarial"
+    assert metadata["recipe"]["lr"] == 0.01
+    assert set(metadata["scores"][0]) == {"epoch", "score", "natural", "x0", "inflation"}
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert names == {"run.json", "log.csv", "scores.csv", "state.pth", "samples", "metric.pth"}
+    assert (
+        main(
+            [
+                "distance",
+                *[str(data / "2afc/val/toy/ref/000000.png")] * 2,
+                "--weights",
+                str(out / "metric.pth"),
+            ]
+        )
+        == 0
+    )
+
+
+def test_a_metric_is_trained_on_photos_that_teachers_judge(data, photos, start, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = [
+        "--photos",
+        photos,
+        "--count",
+        8,
+        "--size",
+        40,
+        "--teachers",
+        start,
+        "--distill",
+        1,
+        "--validation",
+        data,
+    ]
+    assert run(start, out, *more, capsys=capsys)[0] == 0
+    assert len(list((out / "teachers").iterdir())) == 1
+    metadata = checkpoints.unpack(checkpoints.load(out / "metric.pth"), out)[1]
+    assert list(metadata["teachers"]) == [start]
+    assert metadata["data"]["size"] == 40
+    assert len(metadata["scores"]) == 2
+
+
+def test_triplets_of_photos_are_those_that_are_written(photos, tmp_path):
+    made = make_triplets(photos, tmp_path, count=4, size=32, seed=3, labels="panel", panel=["psnr"], agree=1)
+    assert made.new == 4
+    written, own = rlpips.TwoAFC(tmp_path), PhotoTriplets(photos, 4, size=32, seed=3)
+    assert len(own) == made.candidates == 4
+    for theirs, mine in zip((written[i] for i in range(4)), (own[i] for i in range(4)), strict=True):
+        for name in ("ref", "p0", "p1"):
+            assert torch.equal(theirs[name], mine[name])
+        assert mine["judge"].isnan().all()
+        assert mine["judge"].shape == theirs["judge"].shape
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "nowhere"], "nowhere/2afc/train: there is no such folder"),
+        (["--data", "DATA", "--subsets", "train/none"], "train/none: there is no such folder; there are toy"),
+        (["--photos", "nowhere", "--teachers", "START"], "nowhere: there is no such folder"),
+        (["--photos", "PHOTOS"], "nobody has judged triplets of --photos: name --teachers"),
+        (["--photos", "PHOTOS", "--size", "500", "--teachers", "START"], "8 are smaller than 500 pixels"),
+        (["--data", "DATA", "--batch", "13"], "12 triplets are too few for a batch of 13"),
+        (["--data", "DATA", "--recipe", "cake"], "there is no recipe 'cake'; the recipes are lpips, r-lpips"),
+        (["--data", "DATA", "--validation", "nowhere"], "nowhere/2afc: there is no such folder"),
+        (["--data", "DATA", "--weights", "nothing.pth"], "nothing.pth"),
+        (["--data", "DATA", "--teachers", "nothing.pth"], "nothing.pth"),
+        (["--data", "DATA", "--eps", "-1"], "eps=-1.0"),
+        (["--data", "DATA", "--out", "OUT"], "is not empty, and holds no run"),
+    ],
+)
+def test_errors_are_one_line(data, photos, start, tmp_path, capsys, more, message):
+    (tmp_path / "OUT").mkdir()
+    (tmp_path / "OUT" / "letters.txt").touch()
+    places = {"DATA": data, "PHOTOS": photos, "START": start, "OUT": tmp_path / "OUT"}
+    status, out, err = run(start, tmp_path / "run", *(places.get(each, each) for each in more), capsys=capsys)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.startswith("rlpips: error: ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run" / "metric.pth").exists()
+
+
+def test_help_names_every_option_of_a_recipe(capsys):
+    import dataclasses
+
+    from rlpips.training import Recipe
+
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Recipe):
+        assert "--" + field.name.replace("_", "-") in text
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(data, start, tmp_path):
+    more = ["--data", data, "--mode", "adversarial", "--train", "all", "--perturb", "x0", "ref", "--ema", "0.9",
+            "--symmetries", "--patience", "50", "--lr", "1e-3", "--epochs", "6", "--eps-range", "0.5", "1"]  # fmt: skip
+
+    def command(out):
+        return [sys.executable, "-m", "rlpips", *arguments(start, out, *more)]
+
+    def killed_when_there_is(out, name):
+        process = subprocess.Popen(command(out), env=ENVIRONMENT)
+        while not (out / name).exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "metric.pth").exists()
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    subprocess.run(command(whole), env=ENVIRONMENT, check=True, timeout=300)
+    killed_when_there_is(resumed, "run.json")
+    assert not (resumed / "state.pth").exists()
+    killed_when_there_is(resumed, "state.pth")
+    subprocess.run(command(resumed), env=ENVIRONMENT, check=True, timeout=300)
+    one, other = (checkpoints.load(out / "metric.pth") for out in (whole, resumed))
+    assert one["metadata"] == other["metadata"]
+    for key, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][key])
+    for table in ("log.csv", "scores.csv"):
+        assert (whole / table).read_text() == (resumed / table).read_text()

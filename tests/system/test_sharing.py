@@ -1,0 +1,111 @@
+import errno
+import os
+import threading
+import time
+
+import pytest
+from users import as_nobody, needs_root
+
+from rlpips.system import sharing
+
+fcntl = pytest.importorskip("fcntl", reason="Windows locks in another way")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(sharing, "_PATIENCE", 0.05)
+
+
+def meet(path, seconds=0.3):
+    """Let a thread hold the lock and this one ask for it; return how long that took."""
+    holds = threading.Event()
+
+    def hold():
+        with sharing.lock(path, "fetches alexnet"):
+            holds.set()
+            time.sleep(seconds)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holds.wait(10)
+    start = time.monotonic()
+    with sharing.lock(path, "fetches alexnet"):
+        taken = time.monotonic() - start
+    thread.join()
+    return taken
+
+
+def test_who_waits_for_a_lock_says_so(tmp_path, impatient, caplog):
+    with sharing.lock(tmp_path / "alexnet.lock", "fetches alexnet"):
+        pass
+    assert not caplog.text
+    assert meet(tmp_path / "alexnet.lock") > 0.15
+    assert caplog.messages == [
+        f"waiting for another process that fetches alexnet and holds {tmp_path / 'alexnet.lock'}"
+    ]
+    assert caplog.records[0].levelname == "WARNING"  # which the command line shows
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_flock_a_file_is_the_lock(tmp_path, impatient, caplog, monkeypatch, code):
+    def flock(handle, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert meet(tmp_path / "alexnet.lock") > 0.15
+    assert f"the file system of {tmp_path} has no flock; alexnet.lock.held takes its place" in caplog.messages
+    assert "if no such process runs, delete that file" in caplog.text
+    assert not (tmp_path / "alexnet.lock.held").exists()
+
+
+@pytest.mark.parametrize("folder_mode", [0o777, 0o775, 0o755, 0o700])
+def test_the_lock_is_for_all_who_may_write_the_folder(tmp_path, folder_mode):
+    tmp_path.chmod(folder_mode)
+    umask = os.umask(0o077)
+    try:
+        with sharing.lock(tmp_path / "lock", "works"):
+            pass
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == folder_mode & 0o666
+
+
+def test_old_leftovers_are_removed_and_new_ones_kept(tmp_path):
+    for name in ("a.old", "a.new", "b.old"):
+        (tmp_path / name).write_text("x")
+        (tmp_path / f"{name}.folder" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
+    (tmp_path / "a.old.link").symlink_to(tmp_path / "elsewhere")
+    long_ago = time.time() - sharing.ABANDONED - 60
+    for path in [*tmp_path.glob("*.old*"), tmp_path / "elsewhere"]:
+        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
+    sharing.remove_old(tmp_path, "a.*", "nothing.*")
+    sharing.remove_old(tmp_path / "no such folder", "a.*")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.new", "a.new.folder", "b.old", "b.old.folder", "elsewhere"}
+    assert (tmp_path / "elsewhere" / "sub").exists()
+
+
+@needs_root
+def test_another_user_takes_the_lock_or_is_told_why_not(open_folder):
+    with sharing.lock(open_folder / "ours", "works"):
+        pass
+    (open_folder / "old").touch(0o644)
+    (open_folder / "closed").mkdir(mode=0o755)
+    assert sharing.belongs(open_folder / "old") == " (it belongs to root)"
+    with as_nobody():
+        with sharing.lock(open_folder / "ours", "works"):
+            pass
+        with pytest.raises(PermissionError) as caught, sharing.lock(open_folder / "old", "works"):
+            pass
+        assert str(caught.value) == (
+            f"{open_folder / 'old'} cannot be opened for writing: permission denied (it belongs to root); "
+            "delete it if no process of rlpips runs, or choose a folder of your own (for weights: RLPIPS_HOME)"
+        )
+        closed = open_folder / "closed" / "lock"
+        with pytest.raises(PermissionError) as caught, sharing.lock(closed, "works"):
+            pass
+        assert str(caught.value) == (
+            f"{closed} cannot be opened for writing: permission denied; "
+            "choose a folder of your own (for weights: RLPIPS_HOME)"
+        )
