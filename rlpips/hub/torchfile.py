@@ -114,6 +114,7 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a PyTorch file, is damaged, or holds pickled code.
+        OSError: it cannot be read now; the error names it, as do those of reading its tensors later.
     """
     check_regular(path)
     with path.open("rb") as file:
@@ -188,7 +189,7 @@ def _named(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # places before the file's beginning are EINVAL
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise _damaged(path, error) from error
     except Exception as error:
         raise _damaged(path, error) from error
@@ -274,10 +275,11 @@ class _Zip(_Reader):
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         super().__init__(file, path)
+        file.seek(-22, io.SEEK_END)
+        end = file.read()  # an error of the disk here is damage to zipfile
         self.archive = zipfile.ZipFile(file)
         members = self.archive.infolist()
-        file.seek(-22, io.SEEK_END)
-        if file.read(4) != b"PK\x05\x06" or min(each.header_offset for each in members):
+        if not end.startswith(b"PK\x05\x06") or min(each.header_offset for each in members):
             raise ValueError("there is something before or behind the archive")
         if any(each.compress_type or each.compress_size != each.file_size for each in members):
             raise ValueError("the archive is compressed, which torch.save does not")

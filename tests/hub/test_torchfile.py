@@ -1,3 +1,4 @@
+import errno
 import io
 import itertools
 import os
@@ -264,14 +265,45 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
         loaded(type(tmp_path)("/dev/zero"))
 
 
-def test_errors_of_the_disk_are_not_damage(tmp_path, monkeypatch):
+class Failing(io.RawIOBase):
+    """A file of which a range of bytes cannot be read."""
+
+    bad = range(0)
+
+    def __init__(self, path):
+        self.file = io.FileIO(path)
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=0):
+        return self.file.seek(offset, whence)
+
+    def readinto(self, buffer):
+        start = self.file.tell()
+        if start < self.bad.stop and start + len(buffer) > self.bad.start:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.file.readinto(buffer)
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+@pytest.mark.parametrize("place", ["start", "numbers", "end"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_errors_of_the_disk_are_not_damage_and_name_the_file(tmp_path, monkeypatch, zipped, place):
     path = tmp_path / "file.pth"
-    torch.save({"a": torch.ones(3)}, path)
-
-    def fail(*_):
-        raise OSError(5, "Input/output error")
-
-    with torchfile.opened(path) as content:
-        monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
-        with pytest.raises(OSError, match="Input/output error"):
-            content["a"].read()
+    torch.save({"a": torch.ones(100_000)}, path, _use_new_zipfile_serialization=zipped)
+    size = path.stat().st_size
+    start = {"start": 0, "numbers": size // 2, "end": size - 1}[place]
+    monkeypatch.setattr(Failing, "bad", range(start, start + 1))
+    monkeypatch.setattr(type(path), "open", lambda self, _: io.BufferedReader(Failing(self)))
+    with pytest.raises(OSError, match=r"Input/output error: .*file\.pth") as caught:
+        loaded(path)
+    assert caught.value.errno == errno.EIO
+    monkeypatch.setattr(Failing, "bad", range(0))
+    assert loaded(path)["a"].sum() == 100_000
