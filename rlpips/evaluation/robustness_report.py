@@ -154,7 +154,7 @@ def robustness(
 
     Args:
         metrics: the metrics by name, each on `device`, of images `(N, 3, H, W)` in [-1, 1].
-        images: image files. A square is cut from the middle of each; a file that cannot be read or is too
+        images: image files. A square is cut from the middle of each; a file that is damaged, no image or too
             small is skipped and named in the report.
         attacks: the attacks by name, on images in [-1, 1]; any but `SSA`, which needs triplets.
         batch_size: the most images that run at once.
@@ -173,7 +173,7 @@ def robustness(
     Raises:
         ImageError: no image is left.
         MissingExtraError: torchvision is not installed.
-        OSError: `save_images` cannot be written.
+        OSError: an image cannot be read now, or `save_images` cannot be written; the error names the file.
         ValueError: no metric, no attack, an attack that does not fit, or crops too small for a metric.
     """
     if not metrics or not attacks:
@@ -321,7 +321,7 @@ def _load(
             break
         try:
             image = read_image(path)
-        except (OSError, ImageError) as error:
+        except ImageError as error:  # an error of reading may pass, and the sample would be another
             skipped[str(path)] = str(error)
             continue
         height, width = image.shape[:2]

@@ -113,6 +113,20 @@ def test_files_that_do_not_fit_are_skipped_and_named(found, folder):
     assert "not an image" in report.skipped[str(folder / "text.png")]
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="needs a file that gives errors when it is read"
+)
+def test_an_image_that_cannot_be_read_now_is_not_left_out_of_the_sample(folder, tmp_path):
+    failing = tmp_path / "1.png"
+    failing.symlink_to("/proc/self/mem")  # whose first bytes give an I/O error
+    files = [folder / "0.png", failing, folder / "2.png"]
+    with pytest.raises(OSError, match=f"{failing}: cannot be read: Input/output error"):
+        robustness({"plain": plain}, files, ATTACKS, size=32)
+    failing.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{failing}: there is no such file"):
+        robustness({"plain": plain}, files, ATTACKS, size=32)
+
+
 def test_results_repeat_and_do_not_depend_on_batches(found, metrics, folder):
     first, _ = found
     again, whole, other = (
