@@ -28,12 +28,14 @@ class Server:
         raw: the bytes that the way `raw` sends.
         location: where the way `elsewhere` redirects to.
         retry_after: when the way `later` asks to come again.
+        released: an event that the way `held` waits for.
     """
 
     def __init__(self, content, *, secure=False):
         self.content = content
         self.raw, self.location, self.retry_after = b"", "", ""
         self.requests = []
+        self.released = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -177,6 +179,13 @@ class Server:
                 for k in range(0, len(outer.content), step):
                     self.wfile.write(outer.content[k : k + step])
                     time.sleep(0.05)
+
+            def held(self):
+                """Answer once the test says so, or a second request shows that nothing holds others back."""
+                if len(outer.requests) > 1:
+                    outer.released.set()
+                outer.released.wait(60)
+                self.good()
 
             def slow(self):
                 """Take long enough for other processes to arrive."""

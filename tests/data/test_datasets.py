@@ -3,6 +3,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -301,6 +303,39 @@ def test_a_broken_transfer_leaves_a_part_and_no_data_set(whole, tmp_path, online
     with Server(whole) as server, pytest.raises(downloads.DownloadError):
         download("bapps-val", tmp_path, url=server.url("always-cut"))
     assert visible(tmp_path) == ["twoafc_val.tar.gz.part"]
+
+
+def test_of_two_processes_at_once_one_fetches_and_the_other_waits(whole, tmp_path, online):
+    with Server(whole) as server:
+        script = (
+            "from rlpips import datasets, sharing\n"
+            "sharing._PATIENCE = 0.0\n"
+            f"datasets.download('bapps-val', {str(tmp_path)!r}, url={server.url('held')!r})\n"
+        )
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(rlpips.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+        ours, theirs = os.pipe()
+        both = [
+            subprocess.Popen([sys.executable, "-c", script], stderr=theirs, env=environment) for _ in range(2)
+        ]
+        os.close(theirs)
+        try:
+            said = []
+            with open(ours) as lines:  # noqa: PTH123 (a descriptor)
+                for line in lines:
+                    said.append(line)
+                    if line.startswith("waiting for another process that fetches bapps-val"):
+                        server.released.set()
+            assert [each.wait(60) for each in both] == [0, 0], said
+        finally:
+            for each in both:
+                each.kill()
+        assert len(server.requests) == 1
+    assert len(TwoAFC(tmp_path)) == 12
+    assert visible(tmp_path) == ["2afc"]
 
 
 def test_what_lies_there_is_left_alone(whole, tmp_path, online):
