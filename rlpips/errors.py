@@ -1,5 +1,8 @@
 """The package's own exceptions: one for each cause that a caller would treat differently."""
 
+import errno
+from typing import TypeGuard
+
 
 class CheckpointError(ValueError):
     """A file is not the checkpoint it should be: unreadable, unsafe, damaged, or made for something else."""
@@ -37,6 +40,14 @@ class MissingExtraError(ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'; install it with: pip install 'rlpips[{extra}]'")
+
+
+def of_the_system(error: Exception) -> TypeGuard[OSError]:
+    """Tell whether the system could not read a file, which may pass, or a decoder met damaged bytes.
+
+    The system's errors have a number. Decoders' have none, or that of a seek to a damaged place.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -18,7 +18,6 @@ little tested. What becomes of a file:
 | empty, truncated, not an image, another format, larger than Pillow's limit | refused |
 """
 
-import errno
 import importlib.util
 import io
 import operator
@@ -36,7 +35,7 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from rlpips.errors import ImageError
+from rlpips.errors import ImageError, of_the_system
 from rlpips.metric.inputs import as_batch
 
 Array = npt.NDArray[Any]
@@ -103,8 +102,7 @@ def read_image(
     except MemoryError as error:
         raise MemoryError(f"{path}: there is not enough memory to read this image") from error
     except Exception as error:  # damaged bytes make decoders raise almost anything
-        # The system's errors have a number. Decoders' have none, or that of a seek to a damaged place.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        if of_the_system(error):
             raise type(error)(f"{path}: cannot be read: {error.strerror}") from error
         raise ImageError(f"{path}: the file is damaged ({error})") from error
 

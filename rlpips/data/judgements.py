@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from rlpips.errors import DatasetError, printable
+from rlpips.errors import DatasetError, of_the_system, printable
 from rlpips.hub import downloads
 from rlpips.images import to_tensor
 from rlpips.system import sharing
@@ -235,8 +235,10 @@ def _read_share(path: Path) -> Tensor:
     try:
         with path.open("rb") as file:
             value = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, zlib.error) as error:
-        raise DatasetError(f"{path}: not a NumPy array of one value ({error})") from error
+    except Exception as error:  # damaged bytes make NumPy raise almost anything
+        if of_the_system(error):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise DatasetError(f"{path}: not a NumPy array of one value ({printable(str(error))})") from error
     if not isinstance(value, np.ndarray) or value.size != 1:
         shape = value.shape if isinstance(value, np.ndarray) else "an archive"
         raise DatasetError(f"{path}: must hold one value, got {shape}")

@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 
 from rlpips.data.distortions import DISTORTIONS
 from rlpips.data.panel import METRICS, PANEL, Metric, check_panel, votes
-from rlpips.errors import DatasetError, ImageError
+from rlpips.errors import DatasetError, ImageError, printable
 from rlpips.images import read_image, to_png, to_tensor
 from rlpips.system.files import write_atomically
 from rlpips.system.processes import end_with_parent
@@ -325,10 +325,13 @@ class _Record:
             document = json.loads(file.read_text(encoding="utf-8"))
             kept = [(int(candidate), int(votes)) for candidate, votes in document.get("kept", [])]
             old, judged = dict(document["settings"]), int(document.get("judged", 0))
-        except (ValueError, TypeError, KeyError) as error:
+            digest = document.get("digest")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DatasetError(f"{file} is damaged ({error}); delete it and {folder}") from error
+        if "panel" in old and digest != _digest(judged, kept):
+            raise DatasetError(f"{file} is damaged (its digest is another's); delete it and {folder}")
         changed = [
-            f"{key} was {_brief(old.get(key))} and is now {_brief(settings.get(key))}"
+            f"{printable(key)} was {_brief(old.get(key))} and is now {_brief(settings.get(key))}"
             for key in (settings | old)
             if old.get(key) != settings.get(key)
         ]
@@ -343,16 +346,22 @@ class _Record:
         """Write the record, or, if not `now`, unless that was done a moment ago."""
         if not now and time.monotonic() - self._saved < _SAVE_EVERY:
             return
-        progress = {"judged": self.judged, "kept": self.kept} if "panel" in self.settings else {}
-        document = {"settings": self.settings, **progress}
+        document: dict[str, Any] = {"settings": self.settings}
+        if "panel" in self.settings:
+            document |= {"judged": self.judged, "kept": self.kept}
+            document["digest"] = _digest(self.judged, self.kept)
         write_atomically(self.file, (json.dumps(document) + "\n").encode())
         self._saved = time.monotonic()
+
+
+def _digest(judged: int, kept: list[tuple[int, int]]) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps([judged, kept]).encode()).hexdigest()}"
 
 
 def _brief(value: Any) -> str:
     """Write a setting shortly enough for an error message."""
     text = "not set" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return printable(text, 60)
 
 
 def _make(job: _Job, folder: Path, record: _Record, count: int, workers: int) -> TripletsMade:

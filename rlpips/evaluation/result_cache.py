@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import math
 import platform
 import re
@@ -17,8 +18,11 @@ import numpy.typing as npt
 import torch
 
 from rlpips._version import __version__
-from rlpips.system.files import write_atomically
+from rlpips.hub import torchfile
+from rlpips.system.files import read_sealed, write_sealed
 from rlpips.system.processes import Processes
+
+logger = logging.getLogger("rlpips")
 
 Array = npt.NDArray[np.float64]
 
@@ -63,6 +67,8 @@ class Parts:
     def get(self, key: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
         """Return what an earlier run measured under this key, or measure and keep it.
 
+        What it left in a damaged file is measured again, and a warning says so.
+
         Args:
             key: all that the numbers depend on, but for the versions of rlpips and torch.
             measure: what all processes call if it is not there.
@@ -96,7 +102,11 @@ class Parts:
 def _read(path: Path) -> Measured | None:
     if not path.exists():
         return None
-    with np.load(path) as file:
+    content = read_sealed(path)
+    if content is None:
+        logger.warning("%s is damaged; what it held is measured again", torchfile.name(path))
+        return None
+    with np.load(io.BytesIO(content)) as file:
         arrays = {name.partition(":")[::2]: file[name] for name in file.files}
     return Measured(
         {name: array for (kind, name), array in arrays.items() if kind == "column"},
@@ -110,7 +120,7 @@ def _write(path: Path, measured: Measured) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    write_sealed(path, buffer.getvalue())
 
 
 def defined(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """How well a metric agrees with people, and how much of that an attacker leaves: 2AFC and JND scores.
 
-Data sets are BAPPS or in its layout (`rlpips.datasets`). Each image has its own random stream, so `torchrun`
+Data sets are BAPPS or in its layout (`rlpips.data`). Each image has its own random stream, so `torchrun`
 gives the numbers of a run alone.
 """
 

@@ -11,7 +11,6 @@ A file of older versions is five pickles (magic number, version, machine, conten
 the storages, each behind the number of its elements, without checksums.
 """
 
-import errno
 import io
 import math
 import pickle
@@ -28,7 +27,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from rlpips.errors import CheckpointError, printable
+from rlpips.errors import CheckpointError, of_the_system, printable
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LARGEST_PICKLE = 2**23  # bytes; that of a state dict has some thousands
@@ -187,11 +186,9 @@ def _named(path: Path) -> Iterator[None]:
             f"besides tensors, which could run code ({printable(str(error))}). If you trust it, save its "
             "state_dict() alone."
         ) from error
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # places before the file's beginning are EINVAL
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise _damaged(path, error) from error
     except Exception as error:
+        if of_the_system(error):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise _damaged(path, error) from error
 
 

@@ -1,5 +1,6 @@
 """Writing files so that no reader ever sees half of one."""
 
+import hashlib
 import os
 import re
 import sys
@@ -44,6 +45,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def write_sealed(path: Path, data: bytes) -> None:
+    """Write a file as `write_atomically` does, with the SHA-256 of its data behind them.
+
+    Raises:
+        OSError: as from `write_atomically`.
+    """
+    write_atomically(path, data + hashlib.sha256(data).digest())
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """Read the data that `write_sealed` wrote, or None if the file is damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    data, digest = content[:-32], content[-32:]
+    return data if hashlib.sha256(data).digest() == digest else None
 
 
 def descriptor_of(path: Path) -> int | None:

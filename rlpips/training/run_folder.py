@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlpips.errors import CheckpointError
+from rlpips.errors import CheckpointError, printable
 from rlpips.hub import checkpoints, torchfile
 from rlpips.system.files import write_atomically
 
@@ -71,13 +71,13 @@ class RunFolder:
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
             sections = {name: dict(there[name]) for name in ("recipe", "data", "teachers")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged; choose another folder") from error
         changed = []
         for section, old in sections.items():
             new = json.loads(json.dumps(self.description[section]))
             changed += [
-                f"{section}.{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+                f"{section}.{printable(key)} was {printable(repr(old.get(key)))} and is now {new.get(key)!r}"
                 for key in {**old, **new}
                 if old.get(key) != new.get(key)
             ]

@@ -17,7 +17,7 @@ from rlpips.data.judgements import collate
 from rlpips.errors import CheckpointError, DatasetError
 from rlpips.hub import torchfile
 from rlpips.hub.checkpoints import metric_digest
-from rlpips.system.files import write_atomically
+from rlpips.system.files import read_sealed, write_sealed
 from rlpips.system.processes import Processes
 from rlpips.system.progress import progress
 
@@ -100,17 +100,17 @@ def choices(logs: Tensor) -> Tensor:
 
 
 def _keep(path: Path, measured: Tensor) -> None:
-    """Write distances as NumPy does, and behind them the SHA-256 of all that, which NumPy does not read."""
+    """Write distances as NumPy does, with a digest behind them, which NumPy does not read."""
     buffer = io.BytesIO()
     np.save(buffer, measured.numpy())
-    write_atomically(path, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    write_sealed(path, buffer.getvalue())
 
 
 def _kept(path: Path, count: int) -> Tensor:
     """Read what `_keep` wrote."""
     torchfile.check_regular(path)
-    content = path.read_bytes()
-    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
+    content = read_sealed(path)
+    if content is not None:
         measured = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
         if measured.shape == (count, 2):
             return measured

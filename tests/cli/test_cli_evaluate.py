@@ -18,7 +18,7 @@ import rlpips
 from rlpips.attacks import PGD
 from rlpips.cli import main
 from rlpips.evaluation import disagreement, jnd_score, margin, measure_2afc, measure_jnd, two_afc_score
-from rlpips.evaluation.result_cache import Parts
+from rlpips.evaluation.result_cache import Measured, Parts
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -354,6 +354,36 @@ def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, 
     output.unlink()
     run(*arguments, capsys=capsys)
     assert json.loads(output.read_text()) == resumed
+
+
+@pytest.mark.parametrize("way", ["flipped", "name", "cut", "empty"])
+def test_what_a_damaged_part_held_is_measured_again(tmp_path, caplog, way):
+    truth = Measured({"d0": np.arange(9.0)}, {4: np.ones((3, 2, 2), np.float32)})
+    parts = Parts(tmp_path / "report.json")
+    assert parts.get({"seed": 0}, lambda: truth) is truth
+    (path,) = (tmp_path / "report.json.parts").iterdir()
+    whole = path.read_bytes()
+    for damaged, warnings in (
+        (
+            {
+                "flipped": whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
+                "name": whole.replace(b"column:d0", b"column:d1"),  # zips have no checksum of names
+                "cut": whole[:-1],
+                "empty": b"",
+            }[way],
+            1,
+        ),
+        (whole, 0),
+    ):
+        path.write_bytes(damaged)
+        caplog.clear()
+        found = parts.get({"seed": 0}, lambda: truth)
+        assert np.array_equal(found.columns["d0"], truth.columns["d0"])
+        assert np.array_equal(found.images[4], truth.images[4])
+        assert path.read_bytes() == whole
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{path} is damaged; what it held is measured again"
+        ] * warnings
 
 
 @pytest.mark.parametrize(

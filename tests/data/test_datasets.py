@@ -168,6 +168,8 @@ def test_what_is_not_there_is_named(root, tmp_path):
         (b"", r"not a NumPy array of one value"),
         (b"\x93NUMPY", r"not a NumPy array of one value"),
         (b"garbage", r"not a NumPy array of one value"),
+        (b"\x93NUMPY\1\0\x0a\0{'shape': (", r"not a NumPy array of one value"),
+        (b"PK\3\4garbage", r"not a NumPy array of one value"),
         ("npz", r"must hold one value, got an archive"),
     ],
 )  # fmt: skip
@@ -308,7 +310,8 @@ def test_a_broken_transfer_leaves_a_part_and_no_data_set(whole, tmp_path, online
 def test_of_two_processes_at_once_one_fetches_and_the_other_waits(whole, tmp_path, online):
     with Server(whole) as server:
         script = (
-            "from rlpips import datasets, sharing\n"
+            "from rlpips.data import judgements as datasets\n"
+            "from rlpips.system import sharing\n"
             "sharing._PATIENCE = 0.0\n"
             f"datasets.download('bapps-val', {str(tmp_path)!r}, url={server.url('held')!r})\n"
         )

@@ -259,6 +259,24 @@ def test_the_default_panel_with_real_weights(real_weights, photos, tmp_path):
     assert made.new == 4
 
 
+def test_a_damaged_record_of_a_panel_s_choices_is_refused(photos, tmp_path):
+    make_triplets(photos, tmp_path, count=4, labels="panel", panel=["psnr"])
+    record = tmp_path / "2afc" / "val" / "triplets.json"
+    whole = json.loads(record.read_text())
+    for name, value in (
+        ("kept", [[candidate + 1, votes] for candidate, votes in whole["kept"]]),
+        ("kept", whole["kept"][:3]),
+        ("judged", 2),
+        ("digest", None),
+    ):
+        record.write_text(json.dumps({**whole, name: value}))
+        with pytest.raises(DatasetError, match=r"triplets.json is damaged .*; delete it and"):
+            make_triplets(photos, tmp_path, count=5, labels="panel", panel=["psnr"])
+    record.write_text(json.dumps(whole))
+    made = make_triplets(photos, tmp_path, count=5, labels="panel", panel=["psnr"])
+    assert made.new == 1
+
+
 def test_other_settings_are_an_error_that_says_which(photos, tmp_path):
     make_triplets(photos, tmp_path, count=2, size=32)
     before = content(tmp_path)
@@ -282,9 +300,15 @@ def test_other_settings_are_an_error_that_says_which(photos, tmp_path):
         make_triplets(fewer, tmp_path, count=2, size=32)
     assert all(content(tmp_path)[path] == before[path] for path in before)
     record = tmp_path / "2afc" / "val" / "triplets.json"
-    record.write_text("{")
-    with pytest.raises(DatasetError, match=r"triplets.json is damaged .*; delete it and"):
+    for damage in ("{", "[" * 100_000, '{"settings": 3}'):
+        record.write_text(damage)
+        with pytest.raises(DatasetError, match=r"triplets.json is damaged .*; delete it and"):
+            make_triplets(photos, tmp_path, count=2, size=32)
+    record.write_text(json.dumps({"settings": {"size\x1b[2J" + "x" * 5000: "\x9b" * 5000}}))
+    with pytest.raises(DatasetError, match="triplets was made with other settings") as caught:
         make_triplets(photos, tmp_path, count=2, size=32)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
     record.unlink()
     with pytest.raises(DatasetError, match=r"was not made here, as there is no triplets.json beside it"):
         make_triplets(photos, tmp_path, count=2, size=32)

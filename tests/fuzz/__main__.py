@@ -1,6 +1,7 @@
 """`PYTHONPATH=tests python -m fuzz [--count 20000] [--seed 0] [CAMPAIGN ...]`: the long campaigns."""
 
 import argparse
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20000, help="examples of each campaign")
     parser.add_argument("--seed", type=int, default=0, help="of the first example")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # the package warns of what it mends
     failures = 0
     for name in options.campaigns or CAMPAIGNS:
         seed, end = options.seed, options.seed + options.count

@@ -7,10 +7,8 @@ or where an error is not the one that the package promises.
 import io
 import pickle
 import random
-import signal
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +16,13 @@ import torch
 from PIL import Image
 
 import rlpips
+from fuzz.checks import Example, names_it, on_time
 from fuzz.damage import damage
+from fuzz.reports import reports
 from rlpips import images
 from rlpips.backbones import architecture
 from rlpips.hub import checkpoints
 from rlpips.training.run_folder import RunFolder
-
-Example = Callable[[random.Random], bool]
-SECONDS = 20  # after which an example counts as hanging
 
 
 class Bomb:
@@ -36,28 +33,6 @@ class Bomb:
 
     def __reduce__(self):
         return (Path.touch, (self.path,))
-
-
-@contextmanager
-def on_time() -> Iterator[None]:
-    def late(*_):
-        raise AssertionError(f"took more than {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def names_it(error: Exception, path: Path) -> None:
-    """Check that the message of an error is one that a person can read, and names the file."""
-    text = str(error)
-    assert path.name in text, f"{type(error).__name__} does not name the file: {text!r}"
-    assert len(text) < 2000, f"a message of {len(text)} characters"
-    assert all(c.isprintable() or c == "\n" for c in text), f"control characters: {text!r}"
 
 
 def saved(content: object, **options: object) -> bytes:
@@ -254,6 +229,7 @@ CAMPAIGNS = {
     "images": image_files,
     "states": states,
     "arguments": arguments,
+    "reports": reports,
 }
 
 
