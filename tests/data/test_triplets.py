@@ -167,16 +167,27 @@ def test_a_killed_run_leaves_whole_files_and_is_continued(photos, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to a group of processes")
 def test_ctrl_c_while_workers_start_ends_quietly(photos, tmp_path):
-    command = [sys.executable, "-m", "rlpips", "triplets", str(photos), str(tmp_path), "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "sitecustomize.py").write_text(  # each worker leaves a file when it begins to import torch
+        "import os, sys\n"
+        "def seen(event, details):\n"
+        "    if event == 'import' and details[0] == 'torch':\n"
+        f"        open(f'{tmp_path}/seen/{{os.getpid()}}', 'w').close()\n"
+        "if '--multiprocessing-fork' in sys.argv:\n"
+        "    sys.addaudithook(seen)\n"
     )
-    for _ in range(1200):
-        if (tmp_path / "2afc" / "val" / "triplets.json").exists():
-            break
-        time.sleep(0.05)
-    time.sleep(0.3)  # the workers are importing torch
+    command = [sys.executable, "-m", "rlpips", "triplets", str(photos), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=interruptible,
+    )
+    while len(list((tmp_path / "seen").iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"")

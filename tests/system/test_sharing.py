@@ -16,30 +16,32 @@ def impatient(monkeypatch):
     monkeypatch.setattr(sharing, "_PATIENCE", 0.05)
 
 
-def meet(path, seconds=0.3):
-    """Let a thread hold the lock and this one ask for it; return how long that took."""
+def meet(path, caplog):
+    """Let a thread hold the lock until this one, which asks for it, has said that it waits."""
     holds = threading.Event()
+    waited = []
 
     def hold():
+        deadline = time.monotonic() + 10
         with sharing.lock(path, "fetches alexnet"):
             holds.set()
-            time.sleep(seconds)
+            while "waiting for" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            waited.append("waiting for" in caplog.text)
 
     thread = threading.Thread(target=hold)
     thread.start()
     assert holds.wait(10)
-    start = time.monotonic()
     with sharing.lock(path, "fetches alexnet"):
-        taken = time.monotonic() - start
+        assert waited == [True]
     thread.join()
-    return taken
 
 
 def test_who_waits_for_a_lock_says_so(tmp_path, impatient, caplog):
     with sharing.lock(tmp_path / "alexnet.lock", "fetches alexnet"):
         pass
     assert not caplog.text
-    assert meet(tmp_path / "alexnet.lock") > 0.15
+    meet(tmp_path / "alexnet.lock", caplog)
     assert caplog.messages == [
         f"waiting for another process that fetches alexnet and holds {tmp_path / 'alexnet.lock'}"
     ]
@@ -52,7 +54,7 @@ def test_without_flock_a_file_is_the_lock(tmp_path, impatient, caplog, monkeypat
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    assert meet(tmp_path / "alexnet.lock") > 0.15
+    meet(tmp_path / "alexnet.lock", caplog)
     assert f"the file system of {tmp_path} has no flock; alexnet.lock.held takes its place" in caplog.messages
     assert "if no such process runs, delete that file" in caplog.text
     assert not (tmp_path / "alexnet.lock.held").exists()
