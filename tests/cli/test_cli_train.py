@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import interruptible
 from peers import images
 from PIL import Image
 from toys import Triplets, saved_metric
@@ -102,6 +103,44 @@ def test_a_metric_is_trained_on_photos_that_teachers_judge(data, photos, start, 
     assert len(metadata["scores"]) == 2
 
 
+def write_photos(folder, others=()):
+    """Write twelve photos, of which some (by number) are others than usual."""
+    folder.mkdir()
+    for k, photo in enumerate(images(12, 3, 40, 40)):
+        photo = photo.flip(-1).neg() if k in others else photo
+        Image.fromarray(rlpips.tensor2im(photo[None].clamp(-1, 1))).save(folder / f"{k:02}.png")
+    return folder
+
+
+def trained_on(photos, start, out, *more):
+    """Train on photos; return the weights as bytes, and the inflation before and after."""
+    fixed = ["--photos", photos, "--teachers", start, "--count", 8, "--size", 32, "--recipe", "r-lpips"]
+    assert main(arguments(start, out, *fixed, "--validation-limit", 6, *more)) == 0
+    content = checkpoints.load(out / "metric.pth")
+    before, after = content["metadata"]["scores"]
+    weights = {key: value.numpy().tobytes() for key, value in content["state_dict"].items()}
+    return weights, before["inflation"], after["inflation"]
+
+
+def test_photos_kept_aside_or_of_another_folder_measure_and_are_not_trained_on(start, tmp_path):
+    photos = write_photos(tmp_path / "photos")
+    others = write_photos(tmp_path / "others", others=range(12))
+    mixed = write_photos(tmp_path / "mixed", others=(0, 10))  # every tenth by name
+    weights, before, after = trained_on(photos, start, tmp_path / "run")
+    aside = trained_on(mixed, start, tmp_path / "aside")
+    assert aside[0] == weights
+    assert (aside[1] == before, aside[2] == after) == (False, False)
+    rest = write_photos(tmp_path / "rest", others={*range(12)} - {0, 10})
+    trained = trained_on(rest, start, tmp_path / "trained")
+    assert trained[0] != weights
+    assert trained[1] == before
+    elsewhere = trained_on(photos, start, tmp_path / "elsewhere", "--validation", others)
+    assert elsewhere[1] != before
+    all_train = trained_on(mixed, start, tmp_path / "all", "--validation", others)
+    assert all_train[0] != elsewhere[0]
+    assert all_train[1] == elsewhere[1]
+
+
 def test_triplets_of_photos_are_those_that_are_written(photos, tmp_path):
     made = make_triplets(photos, tmp_path, count=4, size=32, seed=3, labels="panel", panel=["psnr"], agree=1)
     assert made.new == 4
@@ -155,28 +194,37 @@ def test_help_names_every_option_of_a_recipe(capsys):
         assert "--" + field.name.replace("_", "-") in text
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(data, start, tmp_path):
+def test_a_run_that_was_killed_or_interrupted_goes_on_to_the_same_weights(data, start, tmp_path):
     more = ["--data", data, "--mode", "adversarial", "--train", "all", "--perturb", "x0", "ref", "--ema", "0.9",
-            "--symmetries", "--patience", "50", "--lr", "1e-3", "--epochs", "6", "--eps-range", "0.5", "1"]  # fmt: skip
+            "--symmetries", "--patience", "50", "--lr", "1e-3", "--epochs", "6", "--eps-range", "0.5", "1",
+            "--validation-limit", "2"]  # fmt: skip
 
     def command(out):
         return [sys.executable, "-m", "rlpips", *arguments(start, out, *more)]
 
-    def killed_when_there_is(out, name):
-        process = subprocess.Popen(command(out), env=ENVIRONMENT)
-        while not (out / name).exists():
+    def stopped_when_there_is_a_new(file, by):
+        before = file.stat().st_mtime_ns if file.exists() else 0
+        process = subprocess.Popen(
+            command(file.parent), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+        )
+        while not file.exists() or file.stat().st_mtime_ns == before:
             assert process.poll() is None
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (out / "metric.pth").exists()
+        process.send_signal(by)
+        err = process.communicate(timeout=60)[1]
+        assert not (file.parent / "metric.pth").exists()
+        return process.returncode, err.splitlines()[-1:]
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     subprocess.run(command(whole), env=ENVIRONMENT, check=True, timeout=300)
-    killed_when_there_is(resumed, "run.json")
+    stopped_when_there_is_a_new(resumed / "run.json", signal.SIGKILL)
     assert not (resumed / "state.pth").exists()
-    killed_when_there_is(resumed, "state.pth")
-    subprocess.run(command(resumed), env=ENVIRONMENT, check=True, timeout=300)
+    stopped_when_there_is_a_new(resumed / "state.pth", signal.SIGKILL)
+    told = stopped_when_there_is_a_new(resumed / "state.pth", signal.SIGINT)
+    assert told == (130, ["rlpips: interrupted; run the same command to go on"])
+    assert checkpoints.load(resumed / "state.pth")["state"]["step"] >= 6  # an epoch has three
+    done = subprocess.run(command(resumed), env=ENVIRONMENT, check=True, timeout=300, capture_output=True)
+    assert done.stdout.decode() == f"{resumed / 'metric.pth'}\n"
     one, other = (checkpoints.load(out / "metric.pth") for out in (whole, resumed))
     assert one["metadata"] == other["metadata"]
     for key, value in one["state_dict"].items():
