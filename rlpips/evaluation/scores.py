@@ -148,7 +148,8 @@ def _stack(examples: Sequence[Mapping[str, Any]], key: str, device: torch.device
 
 
 def _undefined(metric: Metric, dataset: TwoAFC | JND, row: int) -> UndefinedDistanceError:
-    return UndefinedDistanceError(f"{name_of(metric)} gives NaN for {dataset.name_of(row)}", row)
+    named = getattr(dataset, "name_of", "example {}".format)  # training takes any items
+    return UndefinedDistanceError(f"{name_of(metric)} gives NaN for {named(row)}", row)
 
 
 def measure_2afc(

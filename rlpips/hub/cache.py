@@ -84,6 +84,8 @@ def file_of(weights: str | PathLike[str]) -> Path | None:
         return path
     if not (path / "metric.pth").exists():
         why = "the run has not finished" if (path / "run.json").exists() else "it is not the folder of a run"
+        if (path / "state.pth").exists():
+            why += f"; its metric so far is in {path / 'state.pth'}"
         raise FileNotFoundError(f"{path} holds no metric.pth: {why}")
     return path / "metric.pth"
 

@@ -344,8 +344,6 @@ def _guess_container(loaded: Any) -> str:
     """Say what a file without a state dict at its top seems to be."""
     if not isinstance(loaded, Mapping):
         return "a bare Tensor" if isinstance(loaded, Stored) else f"a bare {type(loaded).__name__}"
-    if "rlpips" in loaded:
-        return "the state of a training run, whose metric is metric.pth beside it"
     for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(loaded.get(key), Mapping):
             return f"a training checkpoint, whose weights are under {key!r}: save those alone"

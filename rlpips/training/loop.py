@@ -164,6 +164,11 @@ class _State:
         """The metric that the run would end with now."""
         return self.loss.metric if self.average is None else self.average
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict of the metric that is kept: the best, or that of now."""
+        return self.metric.state_dict() if self.best is None else self.best
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as tensors and plain containers."""
         return {
@@ -432,7 +437,8 @@ def _climb(
             except FloatingPointError as error:
                 lost += 1
                 if lost == _MOST_LOST:
-                    raise _diverged(run, state.step + 1, f"{error} for the {lost}th step in a row") from None
+                    what = f"{error} for the {lost}th step in a row"
+                    raise _diverged(run, recipe, state.step + 1, what) from None
                 if first:
                     logger.warning("step %d is left out: %s", state.step + 1, error)
             state.step += 1
@@ -465,31 +471,40 @@ def _climb(
             _note(board, "train", state.rows[-1], state.step)
             if not left and validation is not None:
                 picture = run.path / "samples" / f"epoch-{epoch:02}.png" if first else None
-                scores = _validate(recipe, state, validation, settings, device, picture)
+                try:
+                    scores = _validate(recipe, state, validation, settings, device, picture)
+                except UndefinedDistanceError as error:
+                    raise _diverged(run, recipe, state.step, str(error)) from None
                 if recipe.patience and scores["score"] > max((s["score"] for s in state.scores), default=-1):
                     state.best = {k: v.detach().cpu().clone() for k, v in state.metric.state_dict().items()}
                 state.scores.append({"epoch": epoch, **scores})
                 _note(board, "validation", scores, state.step)
-            # only here, between rows, so that none is lost or counted twice
-            if first and (not left or time.monotonic() - saved_at > _SAVE_EVERY):
+            over = not left and (ended or state.stale(recipe.patience))
+            # only between rows, so that none is lost or counted twice; not with weights that just failed
+            due = not lost and (not left or time.monotonic() - saved_at > _SAVE_EVERY)
+            if first and (due or over):
                 if not all(parameter.isfinite().all() for parameter in state.loss.parameters()):
-                    raise _diverged(run, state.step, "weights are not finite")
-                run.save_state(state.to_dict())
+                    raise _diverged(run, recipe, state.step, "weights are not finite")
+                run.save_state(state.to_dict(), state.weights)
                 run.write_rows("log.csv", state.rows)
                 run.write_rows("scores.csv", state.scores)
                 saved_at = time.monotonic()
-            if not left and (ended or state.stale(recipe.patience)):
+            if over:
                 break
             began = time.monotonic()
     if board is not None:
         board.close()
 
 
-def _diverged(run: RunFolder, step: int, what: str) -> RuntimeError:
+def _diverged(run: RunFolder, recipe: Recipe, step: int, what: str) -> RuntimeError:
     """Return the error of a run that cannot go on."""
-    kept = f"{run.state_file} keeps an earlier step" if run.state_file.exists() else "no step is kept"
+    kept, options = "no step is kept. Train", f"--lr {recipe.lr / 10:g}"
+    if run.state_file.exists():
+        kept = f"{run.state_file} keeps an earlier step. Train on from it"
+        options += f" --weights {run.state_file}" + " --train all" * (recipe.train == "scratch")
     return RuntimeError(
-        f"step {step}: {what}; {kept}. Train in another folder, with a lower lr or clip, or in float32"
+        f"step {step}: {what}; {kept} in another folder, with a lower lr ({options}); a lower clip, or "
+        "float32, may help, too"
     )
 
 

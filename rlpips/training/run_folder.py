@@ -82,9 +82,12 @@ class RunFolder:
                 if old.get(key) != new.get(key)
             ]
         if changed:
+            begin = (
+                f" (--weights {self.state_file} begins with its metric)" if self.state_file.exists() else ""
+            )
             raise ValueError(
                 f"{self.path} holds another run: {'; '.join(changed)}. "
-                "Use the same recipe and data to go on with it, or another folder"
+                f"Use the same recipe and data to go on with it, or another folder{begin}"
             )
 
     @property
@@ -120,9 +123,15 @@ class RunFolder:
             f"{torchfile.name(self.state_file)} is damaged; delete it to start the run from its beginning"
         )
 
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the state, whole or not at all, with a digest."""
-        checkpoints.save_content(self.state_file, {"state": state})
+    def save_state(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Write the state, whole or not at all, with a digest; the file is a checkpoint of the metric, too.
+
+        Args:
+            state: all that the run needs to go on.
+            weights: the state dict of the metric that the run would end with now.
+        """
+        content = {"metadata": dict(self.description), "state_dict": dict(weights), "state": state}
+        checkpoints.save_content(self.state_file, content)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a table as CSV; its columns are those of all rows."""

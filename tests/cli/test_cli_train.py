@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,6 +193,28 @@ def test_help_names_every_option_of_a_recipe(capsys):
     text = capsys.readouterr().out
     for field in dataclasses.fields(Recipe):
         assert "--" + field.name.replace("_", "-") in text
+
+
+def test_a_run_that_diverged_is_left_by_the_way_that_its_error_names(data, start, tmp_path, capsys):
+    decays = ["--data", data, "--train", "all", "--weight-decay", 11000, "--recipe", "r-lpips"]
+    more = [*decays, "--epochs", 8, "--validation-limit", 2]
+    # the decay of a step, lr times this, turns weights around and makes them ten times as large
+    status, _, err = run(start, tmp_path / "run", *more, "--lr", 1e-3, capsys=capsys)
+    assert status == 1
+    kept = tmp_path / "run" / "state.pth"
+    assert re.fullmatch(
+        rf"rlpips: error: step \d+: LPIPS gives NaN for example \d; {kept} keeps an earlier step\. Train on from "
+        rf"it in another folder, with a lower lr \(--lr 0.0001 --weights {kept}\); .*\n",
+        err,
+    )
+    status, _, err = run(start, tmp_path / "run", *more, "--lr", 1e-4, capsys=capsys)
+    assert status == 1
+    assert "recipe.lr was 0.001 and is now 0.0001. Use the same recipe" in err
+    assert err.endswith(f"or another folder (--weights {kept} begins with its metric)\n")
+    assert run(kept, tmp_path / "lower", *more, "--lr", 1e-4, capsys=capsys)[0] == 0
+    ended, began = ((tmp_path / name / "scores.csv").read_text().splitlines() for name in ("run", "lower"))
+    assert began[1].split(",")[1:] == ended[-1].split(",")[1:] != ended[1].split(",")[1:]
+    assert len(began) == 10
 
 
 def test_a_run_that_was_killed_or_interrupted_goes_on_to_the_same_weights(data, start, tmp_path):

@@ -320,14 +320,14 @@ def test_a_state_is_held_to_its_digest_and_has_finite_weights(tmp_path):
         "rows": [{"loss": 0.5, "note": torch.nan}],
         "best": None,
     }
-    run.save_state(state)
+    run.save_state(state, {})
     found = run.load_state()
     assert torch.equal(found["loss"]["lin0"], state["loss"]["lin0"])
     assert found["step"] == 3
     torch.save({**torch.load(run.state_file), "state": {**state, "step": 4}}, run.state_file)
     with pytest.raises(rlpips.CheckpointError, match=r"state\.pth is damaged; delete it"):
         run.load_state()
-    run.save_state({**state, "optimizer": {"state": {0: {"exp_avg": torch.tensor([1.0, torch.nan])}}}})
+    run.save_state({**state, "optimizer": {"state": {0: {"exp_avg": torch.tensor([1.0, torch.nan])}}}}, {})
     with pytest.raises(rlpips.CheckpointError, match=r"state\.pth has weights that are not finite"):
         run.load_state()
 
@@ -378,21 +378,26 @@ def test_a_step_that_is_not_finite_is_left_out(recipe, tmp_path, caplog):
     assert math.isfinite(row["loss"])
 
 
-def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [11, 15])  # an epoch ends with step 16
+def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(
+    recipe, tmp_path, monkeypatch, first
+):
     from rlpips.training import loop
 
-    recipe = dataclasses.replace(recipe, batch=2, epochs=2, train="all", ranking="ratio", lr=1e-2)
+    recipe = dataclasses.replace(recipe, batch=2, epochs=3, train="all", ranking="ratio", lr=1e-2)
     data, run = Triplets(16), tmp_path / "run"
     step = loop._step
 
     def poisoned(recipe, model, state, triplets, parts):
-        if state.step >= 10:
+        if state.step + 1 >= first:
             triplets.ref.fill_(torch.nan)
         return step(recipe, model, state, triplets, parts)
 
     monkeypatch.setattr(loop, "_step", poisoned)
     with pytest.raises(
-        RuntimeError, match=r"step 15: the loss is not finite for the 5th step in a row; .*state.pth"
+        RuntimeError,
+        match=rf"step {first + 4}: the loss is not finite for the 5th step in a row; .*state.pth keeps an earlier"
+        r".*\(--lr 0.001 --weights .*run/state.pth\)",
     ):
         train(recipe, data, run)
     kept = torch.load(run / "state.pth")["state"]
@@ -402,6 +407,21 @@ def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(rec
     monkeypatch.undo()
     whole = tensors(train(recipe, data, tmp_path / "whole"))
     assert not changed(tensors(train(recipe, data, run)), whole)
+
+
+@pytest.mark.parametrize(("ema", "patience"), [(0.0, 0), (0.9, 0), (0.0, 5)])
+def test_the_state_is_a_checkpoint_of_the_metric(recipe, tmp_path, ema, patience):
+    recipe = dataclasses.replace(recipe, epochs=3, lr=0.1, ema=ema, patience=patience)
+    path = train(recipe, Triplets(), tmp_path / "run", validation=Triplets(8, 1))
+    state = path.with_name("state.pth")
+    assert not changed(tensors(path), tensors(state))
+    metadata = checkpoints.unpack(checkpoints.load(state), state)[1]
+    assert metadata["recipe"] == recipe.to_json()
+    path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"has not finished; its metric so far is in .*run/state\.pth"
+    ):
+        rlpips.LPIPS(weights=path.parent)
 
 
 def test_weights_that_overflow_are_not_kept(recipe, tmp_path, monkeypatch):
