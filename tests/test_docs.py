@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch, real_weights, weights):
     """A folder as a reader has it: the examples, and a run of `rlpips train`."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "RUN").mkdir()
-    shutil.copy(weights, tmp_path / "RUN" / "metric.pth")
+    shutil.copy(weights, tmp_path / "RUN" / "metric.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     registry = json.loads((WEIGHTS / "registry.json").read_text())
     entry = registry["weights"][options.name]
-    contents = checkpoints.read(options.run / "metric.pth", ARCHITECTURES[entry["net"]])
+    contents = checkpoints.read(options.run / "metric.safetensors", ARCHITECTURES[entry["net"]])
     metadata = contents.metadata
     entry["recipe"] = recipe(metadata)
     about = {key: metadata[key] for key in ("recipe", "data", "teachers", "steps")}

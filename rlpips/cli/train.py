@@ -27,7 +27,7 @@ def add_train(commands: Any) -> None:
         help="train a metric on triplets",
         description="Train a metric on triplets that people, or other metrics, have judged; naturally, or "
         "against an attacker. The folder OUT keeps what was done, and the same command goes on with a run "
-        "that was interrupted. OUT/metric.pth is the result, for --weights of all other commands.",
+        "that was interrupted. OUT/metric.safetensors is the result, for --weights of all other commands.",
         epilog="Options that are not given are as in the recipe. 'torchrun -m rlpips.cli train ...' shares "
         "the work among processes or GPUs.",
     )

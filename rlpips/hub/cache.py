@@ -68,10 +68,10 @@ def _lock(entry: WeightsEntry) -> AbstractContextManager[None]:
 def file_of(weights: str | PathLike[str]) -> Path | None:
     """Return the file that `LPIPS(weights=...)` names, or None where it names a checkpoint of the registry.
 
-    A string is a name first, else a path; the folder of a training run stands for its `metric.pth`.
+    A string is a name first, else a path; the folder of a training run stands for its `metric.safetensors`.
 
     Raises:
-        FileNotFoundError: it is a folder that holds no `metric.pth`.
+        FileNotFoundError: it is a folder that holds no `metric.safetensors`.
         ValueError: a string is neither a name nor a path that exists.
     """
     if isinstance(weights, str) and weights in ("standard", "robust", *registry.list_weights()):
@@ -82,12 +82,12 @@ def file_of(weights: str | PathLike[str]) -> Path | None:
         raise ValueError(f"{weights!r} is neither a file nor a name: {alike}")
     if not path.is_dir():
         return path
-    if not (path / "metric.pth").exists():
+    if not (path / "metric.safetensors").exists():
         why = "the run has not finished" if (path / "run.json").exists() else "it is not the folder of a run"
-        if (path / "state.pth").exists():
-            why += f"; its metric so far is in {path / 'state.pth'}"
-        raise FileNotFoundError(f"{path} holds no metric.pth: {why}")
-    return path / "metric.pth"
+        if (path / "state.safetensors").exists():
+            why += f"; its metric so far is in {path / 'state.safetensors'}"
+        raise FileNotFoundError(f"{path} holds no metric.safetensors: {why}")
+    return path / "metric.safetensors"
 
 
 def find(weights: str | PathLike[str], arch: Architecture, version: str) -> Contents:

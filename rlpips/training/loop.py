@@ -222,8 +222,8 @@ def train(
             `p1` `(3, H, W)` in [-1, 1], all of one size, `judge`, the share that chose `p1`, and `index`.
             Where `judge` is NaN, the image that the teachers think nearer counts as chosen.
         out: the run's folder: made, or the one of the same run that was interrupted. Beside the metric it
-            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.pth`, the teachers' distances and,
-            where there are attacks and triplets to validate on, pictures of attacked ones (`samples`).
+            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.safetensors`, the distances of
+            teachers and, where there are attacks and triplets to validate on, `samples`: attacked ones.
         validation: triplets that scores are measured on, before training (epoch 0) and after each epoch: the
             accuracy, as they are and under attack, and the inflation, the median distance of attacked
             references to themselves over that of the triplets' distorted images. What has no judgement is
@@ -234,7 +234,7 @@ def train(
         description: what the data is, for the metadata of the metric; another one is another run.
 
     Returns:
-        The file of the trained metric, `OUT/metric.pth`, which `rlpips.LPIPS(weights=...)` takes.
+        The file of the trained metric, `OUT/metric.safetensors`, which `rlpips.LPIPS(weights=...)` takes.
 
     Raises:
         CheckpointError: the run's state is damaged.
@@ -312,7 +312,7 @@ def _run(
             raise run.damaged() from error
     if not state.stale(recipe.patience):
         _climb(recipe, data, validation, lessons, settings, run, state, device)
-    path = run.path / "metric.pth"
+    path = run.path / "metric.safetensors"
     if Processes.current().rank == 0:
         metric = state.metric
         if state.best is not None:

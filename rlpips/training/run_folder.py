@@ -17,7 +17,7 @@ from rlpips.system.files import write_atomically
 
 
 class RunFolder:
-    """A run's folder: `run.json`, `log.csv`, `scores.csv`, `state.pth`, `samples`, at the end `metric.pth`.
+    """A run's folder: `run.json`, tables, `state.safetensors`, `samples`, at the end `metric.safetensors`.
 
     Args:
         path: the folder.
@@ -93,7 +93,7 @@ class RunFolder:
     @property
     def state_file(self) -> Path:
         """Where the state is."""
-        return self.path / "state.pth"
+        return self.path / "state.safetensors"
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the state to go on from, if there is one.

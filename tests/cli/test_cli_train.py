@@ -59,21 +59,28 @@ def test_a_metric_is_trained_on_a_data_set(data, start, tmp_path, capsys):
         start, out, "--data", data, "--recipe", "r-lpips", "--lr", "1e-2", capsys=capsys
     )
     assert (status, err) == (0, "")  # no bar where there is no terminal
-    assert printed == f"{out / 'metric.pth'}\n"
-    metadata = checkpoints.unpack(checkpoints.load(out / "metric.pth"), out)[1]
+    assert printed == f"{out / 'metric.safetensors'}\n"
+    metadata = checkpoints.unpack(checkpoints.load(out / "metric.safetensors"), out)[1]
     assert metadata["data"] == {"folder": str(data), "subsets": ["train/toy"], "count": 12}
     assert metadata["recipe"]["mode"] == "adversarial"
     assert metadata["recipe"]["lr"] == 0.01
     assert set(metadata["scores"][0]) == {"epoch", "score", "natural", "x0", "inflation"}
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert names == {"run.json", "log.csv", "scores.csv", "state.pth", "samples", "metric.pth"}
+    assert names == {
+        "run.json",
+        "log.csv",
+        "scores.csv",
+        "state.safetensors",
+        "samples",
+        "metric.safetensors",
+    }
     assert (
         main(
             [
                 "distance",
                 *[str(data / "2afc/val/toy/ref/000000.png")] * 2,
                 "--weights",
-                str(out / "metric.pth"),
+                str(out / "metric.safetensors"),
             ]
         )
         == 0
@@ -98,7 +105,7 @@ def test_a_metric_is_trained_on_photos_that_teachers_judge(data, photos, start, 
     ]
     assert run(start, out, *more, capsys=capsys)[0] == 0
     assert len(list((out / "teachers").iterdir())) == 1
-    metadata = checkpoints.unpack(checkpoints.load(out / "metric.pth"), out)[1]
+    metadata = checkpoints.unpack(checkpoints.load(out / "metric.safetensors"), out)[1]
     assert list(metadata["teachers"]) == [start]
     assert metadata["data"]["size"] == 40
     assert len(metadata["scores"]) == 2
@@ -117,7 +124,7 @@ def trained_on(photos, start, out, *more):
     """Train on photos; return the weights as bytes, and the inflation before and after."""
     fixed = ["--photos", photos, "--teachers", start, "--count", 8, "--size", 32, "--recipe", "r-lpips"]
     assert main(arguments(start, out, *fixed, "--validation-limit", 6, *more)) == 0
-    content = checkpoints.load(out / "metric.pth")
+    content = checkpoints.load(out / "metric.safetensors")
     before, after = content["metadata"]["scores"]
     weights = {key: value.numpy().tobytes() for key, value in content["state_dict"].items()}
     return weights, before["inflation"], after["inflation"]
@@ -180,7 +187,7 @@ def test_errors_are_one_line(data, photos, start, tmp_path, capsys, more, messag
     assert message in err
     assert err.startswith("rlpips: error: ")
     assert len(err.splitlines()) == 1
-    assert not (tmp_path / "run" / "metric.pth").exists()
+    assert not (tmp_path / "run" / "metric.safetensors").exists()
 
 
 def test_help_names_every_option_of_a_recipe(capsys):
@@ -201,7 +208,7 @@ def test_a_run_that_diverged_is_left_by_the_way_that_its_error_names(data, start
     # the decay of a step, lr times this, turns weights around and makes them ten times as large
     status, _, err = run(start, tmp_path / "run", *more, "--lr", 1e-3, capsys=capsys)
     assert status == 1
-    kept = tmp_path / "run" / "state.pth"
+    kept = tmp_path / "run" / "state.safetensors"
     assert re.fullmatch(
         rf"rlpips: error: step \d+: LPIPS gives NaN for example \d; {kept} keeps an earlier step\. Train on from "
         rf"it in another folder, with a lower lr \(--lr 0.0001 --weights {kept}\); .*\n",
@@ -235,20 +242,20 @@ def test_a_run_that_was_killed_or_interrupted_goes_on_to_the_same_weights(data, 
             time.sleep(0.002)
         process.send_signal(by)
         err = process.communicate(timeout=60)[1]
-        assert not (file.parent / "metric.pth").exists()
+        assert not (file.parent / "metric.safetensors").exists()
         return process.returncode, err.splitlines()[-1:]
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     subprocess.run(command(whole), env=ENVIRONMENT, check=True, timeout=300)
     stopped_when_there_is_a_new(resumed / "run.json", signal.SIGKILL)
-    assert not (resumed / "state.pth").exists()
-    stopped_when_there_is_a_new(resumed / "state.pth", signal.SIGKILL)
-    told = stopped_when_there_is_a_new(resumed / "state.pth", signal.SIGINT)
+    assert not (resumed / "state.safetensors").exists()
+    stopped_when_there_is_a_new(resumed / "state.safetensors", signal.SIGKILL)
+    told = stopped_when_there_is_a_new(resumed / "state.safetensors", signal.SIGINT)
     assert told == (130, ["rlpips: interrupted; run the same command to go on"])
-    assert checkpoints.load(resumed / "state.pth")["state"]["step"] >= 6  # an epoch has three
+    assert checkpoints.load(resumed / "state.safetensors")["state"]["step"] >= 6  # an epoch has three
     done = subprocess.run(command(resumed), env=ENVIRONMENT, check=True, timeout=300, capture_output=True)
-    assert done.stdout.decode() == f"{resumed / 'metric.pth'}\n"
-    one, other = (checkpoints.load(out / "metric.pth") for out in (whole, resumed))
+    assert done.stdout.decode() == f"{resumed / 'metric.safetensors'}\n"
+    one, other = (checkpoints.load(out / "metric.safetensors") for out in (whole, resumed))
     assert one["metadata"] == other["metadata"]
     for key, value in one["state_dict"].items():
         assert torch.equal(value, other["state_dict"][key])

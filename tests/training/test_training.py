@@ -296,14 +296,14 @@ def test_a_folder_goes_with_one_run(recipe, tmp_path):
 def test_damaged_files_of_a_run_are_named(recipe, tmp_path):
     run = tmp_path / "run"
     train(recipe, Triplets(), run)
-    state = run / "state.pth"
+    state = run / "state.safetensors"
     good = state.read_bytes()
-    advice = r"state\.pth is damaged; delete it to start the run from its beginning"
+    advice = r"state\.safetensors is damaged; delete it to start the run from its beginning"
     for damage in (good[: len(good) // 2], b"", b"nonsense"):
         state.write_bytes(damage)
         with pytest.raises(rlpips.CheckpointError, match=advice):
             train(recipe, Triplets(), run)
-    for content in ([1], {"step": 3}, {**torch.load(state.with_name("metric.pth")), "loss": {}}):
+    for content in ([1], {"step": 3}, {**torch.load(state.with_name("metric.safetensors")), "loss": {}}):
         torch.save(content, state)
         with pytest.raises(rlpips.CheckpointError, match=advice):
             train(recipe, Triplets(), run)
@@ -325,10 +325,10 @@ def test_a_state_is_held_to_its_digest_and_has_finite_weights(tmp_path):
     assert torch.equal(found["loss"]["lin0"], state["loss"]["lin0"])
     assert found["step"] == 3
     torch.save({**torch.load(run.state_file), "state": {**state, "step": 4}}, run.state_file)
-    with pytest.raises(rlpips.CheckpointError, match=r"state\.pth is damaged; delete it"):
+    with pytest.raises(rlpips.CheckpointError, match=r"state\.safetensors is damaged; delete it"):
         run.load_state()
     run.save_state({**state, "optimizer": {"state": {0: {"exp_avg": torch.tensor([1.0, torch.nan])}}}}, {})
-    with pytest.raises(rlpips.CheckpointError, match=r"state\.pth has weights that are not finite"):
+    with pytest.raises(rlpips.CheckpointError, match=r"state\.safetensors has weights that are not finite"):
         run.load_state()
 
 
@@ -396,14 +396,14 @@ def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(
     monkeypatch.setattr(loop, "_step", poisoned)
     with pytest.raises(
         RuntimeError,
-        match=rf"step {first + 4}: the loss is not finite for the 5th step in a row; .*state.pth keeps an earlier"
-        r".*\(--lr 0.001 --weights .*run/state.pth\)",
+        match=rf"step {first + 4}: the loss is not finite for the 5th step in a row; .*state.safetensors keeps an earlier"
+        r".*\(--lr 0.001 --weights .*run/state.safetensors\)",
     ):
         train(recipe, data, run)
-    kept = torch.load(run / "state.pth")["state"]
+    kept = torch.load(run / "state.safetensors")["state"]
     assert kept["step"] == 8
     assert all(value.isfinite().all() for value in kept["loss"].values())
-    assert not (run / "metric.pth").exists()
+    assert not (run / "metric.safetensors").exists()
     monkeypatch.undo()
     whole = tensors(train(recipe, data, tmp_path / "whole"))
     assert not changed(tensors(train(recipe, data, run)), whole)
@@ -413,13 +413,13 @@ def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(
 def test_the_state_is_a_checkpoint_of_the_metric(recipe, tmp_path, ema, patience):
     recipe = dataclasses.replace(recipe, epochs=3, lr=0.1, ema=ema, patience=patience)
     path = train(recipe, Triplets(), tmp_path / "run", validation=Triplets(8, 1))
-    state = path.with_name("state.pth")
+    state = path.with_name("state.safetensors")
     assert not changed(tensors(path), tensors(state))
     metadata = checkpoints.unpack(checkpoints.load(state), state)[1]
     assert metadata["recipe"] == recipe.to_json()
     path.unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"has not finished; its metric so far is in .*run/state\.pth"
+        FileNotFoundError, match=r"has not finished; its metric so far is in .*run/state\.safetensors"
     ):
         rlpips.LPIPS(weights=path.parent)
 
@@ -432,7 +432,7 @@ def test_weights_that_overflow_are_not_kept(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
     with pytest.raises(RuntimeError, match=r"step 1: weights are not finite; no step is kept"):
         train(dataclasses.replace(recipe, batch=16), Triplets(), tmp_path / "run")
-    assert not (tmp_path / "run" / "state.pth").exists()
+    assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
 def turned_like(image, original):
@@ -680,7 +680,7 @@ def test_a_short_run_changes_the_metric_and_is_warned_of(recipe, tmp_path, caplo
 def test_a_run_of_minutes_ends_with_its_time_and_goes_on_where_it_was(recipe, tmp_path, caplog):
     recipe = dataclasses.replace(recipe, minutes=1 / 60, schedule="cosine")
     path = train(recipe, Triplets(), tmp_path / "run", validation=Triplets(4))
-    state = torch.load(tmp_path / "run" / "state.pth")["state"]
+    state = torch.load(tmp_path / "run" / "state.safetensors")["state"]
     assert 1 <= state["seconds"] < 10
     log = rows(tmp_path / "run" / "log.csv")
     assert log[-1]["lr"] < 0.5 * log[0]["lr"]
@@ -688,7 +688,7 @@ def test_a_run_of_minutes_ends_with_its_time_and_goes_on_where_it_was(recipe, tm
     written = tensors(path)
     train(recipe, Triplets(), tmp_path / "run", validation=Triplets(4))  # its time is over
     assert not changed(written, tensors(path))
-    assert torch.load(tmp_path / "run" / "state.pth")["state"]["step"] == state["step"]
+    assert torch.load(tmp_path / "run" / "state.safetensors")["state"]["step"] == state["step"]
 
 
 def test_a_run_says_how_long_it_takes_and_what_came_of_it(recipe, tmp_path, caplog):
