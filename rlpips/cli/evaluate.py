@@ -174,7 +174,7 @@ def _two_afc(options: argparse.Namespace) -> int:
     from rlpips.attacks.searches import parse_attack
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.figures import margins
-    from rlpips.evaluation.result_cache import Measured
+    from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import accuracy, margin, mean_of, measure_2afc, two_afc_score
     from rlpips.evaluation.worst_examples import Worst, difference
     from rlpips.system.processes import Processes
@@ -185,7 +185,9 @@ def _two_afc(options: argparse.Namespace) -> int:
         if text.startswith("ssa") and not {"x0", "x1"} >= set(options.perturb):
             raise ValueError(f"{text}: ssa attacks x0 or x1, not {', '.join(options.perturb)}")
 
-    def measure(metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any) -> Measured:
+    def measure(
+        metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any
+    ) -> Measurements:
         worst = Worst()
         d0, d1, judge = measure_2afc(
             metric,
@@ -198,7 +200,7 @@ def _two_afc(options: argparse.Namespace) -> int:
             worst=worst,
             progress=progress,
         )
-        return Measured({"d0": d0, "d1": d1, "judge": judge}, worst.images(Processes.current()))
+        return Measurements({"d0": d0, "d1": d1, "judge": judge}, worst.images(Processes.current()))
 
     def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":
         images = {"ref": item["ref"].numpy(), "x0": item["p0"].numpy(), "x1": item["p1"].numpy()}
@@ -223,15 +225,17 @@ def _two_afc(options: argparse.Namespace) -> int:
 def _jnd(options: argparse.Namespace) -> int:
     from rlpips.data.judgements import JND
     from rlpips.evaluation.figures import agreement
-    from rlpips.evaluation.result_cache import Measured
+    from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import disagreement, jnd_score, measure_jnd
     from rlpips.evaluation.worst_examples import difference
 
-    def measure(metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any) -> Measured:
+    def measure(
+        metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any
+    ) -> Measurements:
         dataset = JND(options.data, [task["subset"]])
         sizes = {"batch_size": options.batch_size, "limit": options.limit}
         d, same = measure_jnd(metric, dataset, device=device, progress=progress, **sizes)
-        return Measured({"d": d, "same": same})
+        return Measurements({"d": d, "same": same})
 
     def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":  # noqa: ARG001
         p0, p1 = item["p0"].numpy(), item["p1"].numpy()
@@ -248,7 +252,7 @@ def _robustness(options: argparse.Namespace) -> int:
     check(options)
     from rlpips.attacks.searches import parse_attack
     from rlpips.evaluation.figures import histograms
-    from rlpips.evaluation.result_cache import Parts
+    from rlpips.evaluation.result_cache import ResultCache
     from rlpips.evaluation.robustness_report import robustness
     from rlpips.scoring.folders import files
     from rlpips.system.processes import joined
@@ -264,7 +268,7 @@ def _robustness(options: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        parts = Parts(options.output, processes)
+        cache = ResultCache(options.output, processes)
         report = robustness(
             {text: load_metric(text, device)[0] for text in options.weights},
             images,
@@ -275,7 +279,7 @@ def _robustness(options: argparse.Namespace) -> int:
             limit=options.limit,
             seed=options.seed,
             save_images=options.save_images,
-            parts=parts,
+            cache=cache,
             progress=tell_progress,
         )
     if processes.rank == 0:
@@ -288,7 +292,7 @@ def _robustness(options: argparse.Namespace) -> int:
             print(_robustness_table(report))
         if options.plot is not None:
             histograms(report, options.plot)
-        parts.remove()
+        cache.remove()
         for path, problem in report.skipped.items():
             tell(problem, f"{path}:")
         for problem in report.undefined.values():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rlpips.attacks.objectives import Metric
     from rlpips.data.judgements import JND, TwoAFC
-    from rlpips.evaluation.result_cache import Measured
+    from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import Array, Score
     from rlpips.evaluation.worst_examples import Image
 
@@ -34,7 +34,7 @@ class Judged:
     """
 
     columns: tuple[str, ...]
-    measure: "Callable[[Metric, dict[str, str], torch.device, Callable[[int], Any]], Measured]"
+    measure: "Callable[[Metric, dict[str, str], torch.device, Callable[[int], Any]], Measurements]"
     statistics: "Mapping[str, Callable[..., float]]"
     badness: "Callable[..., Array]"
     picture: "Callable[[Mapping[str, Any], Image | None, str], list[Image]]"
@@ -47,7 +47,7 @@ def report_judged(
     """Measure every metric on every subset in every case, and report."""
     check(options)
     from rlpips.errors import UndefinedDistanceError
-    from rlpips.evaluation.result_cache import Parts
+    from rlpips.evaluation.result_cache import ResultCache
     from rlpips.system.processes import joined
     from rlpips.system.progress import progress
 
@@ -55,11 +55,11 @@ def report_judged(
     for i in range(len(dataset)):
         positions[dataset.subset_of(i)].append(i)
     positions = {subset: rows[: options.limit] for subset, rows in positions.items()}
-    results: list[tuple[dict[str, str], Measured]] = []
+    results: list[tuple[dict[str, str], Measurements]] = []
     undefined: list[tuple[dict[str, str], str]] = []
     digests = {}
     with joined(options.device) as (processes, device):
-        parts = Parts(options.output, processes)
+        cache = ResultCache(options.output, processes)
         total = sum(map(len, positions.values())) * len(cases) * len(options.weights)
         bar = progress(total=total, unit="example", hidden=processes.rank > 0, leave=False)
         done = 0
@@ -73,7 +73,7 @@ def report_judged(
                     key = {**task, **run, "seed": options.seed}
                     measure = partial(report.measure, metric, task, device, bar.update)
                     try:
-                        results.append((task, parts.get(key, measure)))
+                        results.append((task, cache.get(key, measure)))
                     except UndefinedDistanceError as error:  # of this metric; what others give is reported
                         undefined.append((task, f"{label}: {error}"))
                     done += len(rows)
@@ -92,7 +92,7 @@ def report_judged(
             report.draw(drawn, options.plot)
         if options.save_images is not None:
             _save_worst(options.save_images, report, dataset, pooled)
-        parts.remove()
+        cache.remove()
         for _, problem in undefined:
             tell(problem)
     return 1 if undefined else 0
@@ -101,12 +101,12 @@ def report_judged(
 def _print_scores(
     options: argparse.Namespace,
     report: Judged,
-    results: "list[tuple[dict[str, str], Measured]]",
+    results: "list[tuple[dict[str, str], Measurements]]",
     undefined: list[tuple[dict[str, str], str]],
     digests: dict[str, str | None],
 ) -> None:
     """Write the JSON where it was asked for, and print the table, which no failure to write keeps back."""
-    from rlpips.evaluation.result_cache import header
+    from rlpips.evaluation.report_json import report_header
     from rlpips.evaluation.scores import bootstrap
 
     names = ("metric", "subset", "attack", "perturb")
@@ -127,7 +127,7 @@ def _print_scores(
         records.append({**task, **dict.fromkeys(report.statistics), "problem": problem})
     try:
         if options.output is not None:
-            document = {**header(options.seed, digests, settings(options)), "results": records}
+            document = {**report_header(options.seed, digests, settings(options)), "results": records}
             write_json(options.output, document)
     finally:
         print("\n".join(columns(rows)))
@@ -140,21 +140,21 @@ def _cell(score: "Score") -> str:
 
 
 def _pool(
-    results: "list[tuple[dict[str, str], Measured]]", positions: dict[str, list[int]]
-) -> "dict[str, dict[str, tuple[Measured, list[int], str]]]":
+    results: "list[tuple[dict[str, str], Measurements]]", positions: dict[str, list[int]]
+) -> "dict[str, dict[str, tuple[Measurements, list[int], str]]]":
     """Put all subsets together: by metric and case what was measured, at which positions, on what."""
     import numpy as np
 
-    from rlpips.evaluation.result_cache import Measured
+    from rlpips.evaluation.result_cache import Measurements
 
-    groups: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[str, Measurements]]] = {}
     for task, measured in results:
         groups.setdefault((task["metric"], task["attack"], task["perturb"]), []).append(
             (task["subset"], measured)
         )
-    pooled: dict[str, dict[str, tuple[Measured, list[int], str]]] = {}
+    pooled: dict[str, dict[str, tuple[Measurements, list[int], str]]] = {}
     for (metric, attack, perturb), group in groups.items():
-        whole = Measured(
+        whole = Measurements(
             {name: np.concatenate([each.columns[name] for _, each in group]) for name in group[0][1].columns},
             {positions[subset][i]: image for subset, each in group for i, image in each.images.items()},
         )
@@ -168,7 +168,7 @@ def _save_worst(
     folder: Path,
     report: Judged,
     dataset: "TwoAFC | JND",
-    pooled: "dict[str, dict[str, tuple[Measured, list[int], str]]]",
+    pooled: "dict[str, dict[str, tuple[Measurements, list[int], str]]]",
 ) -> None:
     """Write the worst examples as `FOLDER/METRIC/CASE/RANK-SUBSET-NAME.png`."""
     from rlpips.evaluation.worst_examples import file_names, save_side_by_side, worst

@@ -217,6 +217,6 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a report, as strict JSON, with null for what is not defined."""
-    from rlpips.evaluation.result_cache import defined
+    from rlpips.evaluation.report_json import finite_or_none
 
-    write_output(path, json.dumps(defined(document), indent=1, allow_nan=False) + "\n")
+    write_output(path, json.dumps(finite_or_none(document), indent=1, allow_nan=False) + "\n")

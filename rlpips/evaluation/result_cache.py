@@ -1,11 +1,9 @@
-"""What all reports share: what an interrupted run leaves behind, and what a report says of its making."""
+"""A folder of finished measurements, from which an interrupted report goes on."""
 
 import hashlib
 import io
 import json
 import logging
-import math
-import platform
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,7 +26,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What was measured in one case: columns of numbers by name, and images of the worst by position."""
 
     columns: dict[str, Array]
@@ -39,7 +37,7 @@ class Measured:
 _OWN = re.compile(r"[0-9a-f]{16}\.npz|\.[0-9a-f]{16}\.npz\.\w+")
 
 
-class Parts:
+class ResultCache:
     """What a run has measured, in a folder beside the report, until that is written.
 
     Only the first process reads and writes.
@@ -64,7 +62,7 @@ class Parts:
                 )
         self._processes = processes or Processes()
 
-    def get(self, key: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
+    def get(self, key: Mapping[str, Any], measure: Callable[[], Measurements]) -> Measurements:
         """Return what an earlier run measured under this key, or measure and keep it.
 
         What it left in a damaged file is measured again, and a warning says so.
@@ -99,7 +97,7 @@ class Parts:
             self._folder.rmdir()
 
 
-def _read(path: Path) -> Measured | None:
+def _read(path: Path) -> Measurements | None:
     if not path.exists():
         return None
     content = read_sealed(path)
@@ -108,43 +106,16 @@ def _read(path: Path) -> Measured | None:
         return None
     with np.load(io.BytesIO(content)) as file:
         arrays = {name.partition(":")[::2]: file[name] for name in file.files}
-    return Measured(
+    return Measurements(
         {name: array for (kind, name), array in arrays.items() if kind == "column"},
         {int(name): array for (kind, name), array in arrays.items() if kind == "image"},
     )
 
 
-def _write(path: Path, measured: Measured) -> None:
+def _write(path: Path, measured: Measurements) -> None:
     arrays: dict[str, Any] = {f"column:{name}": array for name, array in measured.columns.items()}
     arrays |= {f"image:{number}": image for number, image in measured.images.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     path.parent.mkdir(exist_ok=True)
     write_sealed(path, buffer.getvalue())
-
-
-def defined(value: Any) -> Any:
-    """Return a document of dicts, lists and numbers with None for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: defined(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [defined(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def header(seed: int, digests: Mapping[str, str | None], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what every report's JSON begins with.
-
-    Args:
-        seed: of all that is random.
-        digests: for each metric the digest of its tensors, None for what is not a module.
-        settings: what else the numbers depend on.
-    """
-    return {
-        "rlpips": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "seed": seed,
-        "digests": dict(digests),
-        "settings": dict(settings),
-    }

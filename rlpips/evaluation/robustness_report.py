@@ -27,7 +27,8 @@ from rlpips.attacks.objectives import Inflate, Metric, activated, distances
 from rlpips.attacks.searches import SSA, Attack
 from rlpips.data.distortions import DISTORTIONS
 from rlpips.errors import ImageError, MissingExtraError, UndefinedDistanceError
-from rlpips.evaluation.result_cache import Measured, Parts, header
+from rlpips.evaluation.report_json import report_header
+from rlpips.evaluation.result_cache import Measurements, ResultCache
 from rlpips.evaluation.worst_examples import Worst, difference, file_names, save_side_by_side
 from rlpips.hub.checkpoints import metric_digest
 from rlpips.images import read_image, to_tensor
@@ -92,7 +93,7 @@ class RobustnessReport:
         """Return everything as lists, dicts and numbers, for `json.dumps`; what is not finite is None."""
         settings = {"size": self.size, "strength": STRENGTH, "attacks": self.attacks}
         return {
-            **header(self.seed, self.metrics, settings),
+            **report_header(self.seed, self.metrics, settings),
             "images": self.images,
             "skipped": self.skipped,
             "undefined": self.undefined,
@@ -147,7 +148,7 @@ def robustness(
     limit: int | None = None,
     seed: int = 0,
     save_images: Path | None = None,
-    parts: Parts | None = None,
+    cache: ResultCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RobustnessReport:
     """Attack each metric on images, and measure what the attacks, and visible changes, do to distances.
@@ -164,7 +165,7 @@ def robustness(
         seed: of augmentations and distortions.
         save_images: a folder for the worst examples, made if there is none: PNG files of the original, the
             attacked image and their difference, magnified until it fills the range, side by side.
-        parts: what an interrupted call has measured already, and where to keep more; by default nothing is.
+        cache: what an interrupted call has measured already, and where to keep more; by default nothing is.
         progress: called with the number of images done and of all, once for each batch and attack.
 
     Returns:
@@ -188,7 +189,7 @@ def robustness(
     digests = {name: metric_digest(metric) for name, metric in metrics.items()}
     settings = {name: _settings(attack) for name, attack in attacks.items()}
     pairs = [(source, attack) for source in metrics for attack in attacks]
-    parts = Parts() if parts is None else parts
+    cache = ResultCache() if cache is None else cache
     run = {"metrics": digests, "images": _checksum(crops), "size": size}
     measuring = _Measuring(metrics, crops, batch_size, torch.device(device), len(pairs) + 1, progress)
 
@@ -198,13 +199,13 @@ def robustness(
     for distortion in DISTORTIONS:
         ordinary[distortion] = partial(_distort, distortion, crops, seed)
     key = {**run, "seed": seed, "changes": list(ordinary), "strength": STRENGTH}
-    beside = parts.get(key, lambda: measuring(ordinary)).columns
+    beside = cache.get(key, lambda: measuring(ordinary)).columns
     measuring.next()
     attacked, worst = {}, {}
     for source, attack in pairs:
         change = {"attacked": partial(_attack, attacks[attack], metrics[source])}
         key = {**run, "source": source, "attack": settings[attack]}
-        found = parts.get(key, partial(measuring, change, source))
+        found = cache.get(key, partial(measuring, change, source))
         measuring.next()
         attacked[source, attack] = {metric: found.columns[f"attacked {metric}"] for metric in metrics}
         worst[source, attack] = found.images
@@ -288,7 +289,7 @@ class _Measuring:
         self._tell(len(self._crops))
         self._round += 1
 
-    def __call__(self, changes: Mapping[str, _Change], source: str | None = None) -> Measured:
+    def __call__(self, changes: Mapping[str, _Change], source: str | None = None) -> Measurements:
         """Measure distances `(N,)` into columns 'CHANGE METRIC', and keep what `source` finds worst."""
         processes, worst = Processes.current(), Worst()
         own: dict[int, dict[str, Distances]] = {}
@@ -306,7 +307,7 @@ class _Measuring:
             self._tell(rows.stop)
         batches = processes.gather(own)
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        return Measured(columns, worst.images(processes))
+        return Measurements(columns, worst.images(processes))
 
 
 def _load(

@@ -18,7 +18,7 @@ import rlpips
 from rlpips.attacks import PGD
 from rlpips.cli import main
 from rlpips.evaluation import disagreement, jnd_score, margin, measure_2afc, measure_jnd, two_afc_score
-from rlpips.evaluation.result_cache import Measured, Parts
+from rlpips.evaluation.result_cache import Measurements, ResultCache
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -235,7 +235,7 @@ def test_the_table_is_printed_where_the_file_cannot_be_written(data, capsys, wei
     assert "No space left" in err
 
 
-def test_what_lies_in_the_folder_of_parts_stays(data, capsys, weights, tmp_path):
+def test_what_else_lies_in_the_folder_of_results_stays(data, capsys, weights, tmp_path):
     parts = tmp_path / "r.json.parts"
     (parts / "more").mkdir(parents=True)
     (parts / "notes.txt").write_text("mine")
@@ -252,12 +252,12 @@ def test_what_lies_in_the_folder_of_parts_stays(data, capsys, weights, tmp_path)
     assert parts.read_text() == "a file"
 
 
-def test_no_parts_are_kept_beside_a_device_and_those_of_a_link_beside_its_file(tmp_path):
-    assert Parts(Path(os.devnull))._folder is None
+def test_no_results_are_kept_beside_a_device_and_those_of_a_link_beside_its_file(tmp_path):
+    assert ResultCache(Path(os.devnull))._folder is None
     (tmp_path / "real.json").write_text("")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "link.json").symlink_to(tmp_path / "real.json")
-    assert Parts(tmp_path / "sub" / "link.json")._folder == tmp_path.resolve() / "real.json.parts"
+    assert ResultCache(tmp_path / "sub" / "link.json")._folder == tmp_path.resolve() / "real.json.parts"
 
 
 COUNTING = (
@@ -358,9 +358,9 @@ def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, 
 
 @pytest.mark.parametrize("way", ["flipped", "name", "cut", "empty"])
 def test_what_a_damaged_part_held_is_measured_again(tmp_path, caplog, way):
-    truth = Measured({"d0": np.arange(9.0)}, {4: np.ones((3, 2, 2), np.float32)})
-    parts = Parts(tmp_path / "report.json")
-    assert parts.get({"seed": 0}, lambda: truth) is truth
+    truth = Measurements({"d0": np.arange(9.0)}, {4: np.ones((3, 2, 2), np.float32)})
+    cache = ResultCache(tmp_path / "report.json")
+    assert cache.get({"seed": 0}, lambda: truth) is truth
     (path,) = (tmp_path / "report.json.parts").iterdir()
     whole = path.read_bytes()
     for damaged, warnings in (
@@ -377,7 +377,7 @@ def test_what_a_damaged_part_held_is_measured_again(tmp_path, caplog, way):
     ):
         path.write_bytes(damaged)
         caplog.clear()
-        found = parts.get({"seed": 0}, lambda: truth)
+        found = cache.get({"seed": 0}, lambda: truth)
         assert np.array_equal(found.columns["d0"], truth.columns["d0"])
         assert np.array_equal(found.images[4], truth.images[4])
         assert path.read_bytes() == whole

@@ -14,22 +14,24 @@ from fuzz.checks import Example, names_it, on_time
 from fuzz.damage import damage
 from rlpips import CheckpointError, DatasetError, TwoAFC
 from rlpips.data import make_triplets
-from rlpips.evaluation.result_cache import Measured, Parts
+from rlpips.evaluation.result_cache import Measurements, ResultCache
 from rlpips.training.run_folder import RunFolder
 from rlpips.training.teachers import teach
 
 
 def reports(folder: Path) -> Iterator[Example]:
     """Files that were written to go on from, damaged: they are refused, made again, or what they were."""
-    kinds = [make(folder) for make in (parts, teachers, triplets, runs, judgements)]
+    kinds = [make(folder) for make in (results, teachers, triplets, runs, judgements)]
     yield lambda rng: rng.choice(kinds)(rng)
 
 
-def parts(folder: Path) -> Example:
+def results(folder: Path) -> Example:
     """What an interrupted report has measured."""
     rng = np.random.default_rng(0)
-    truth = Measured({"d0": rng.random(9), "judge": rng.random(9)}, {4: rng.random((3, 4, 4), np.float32)})
-    kept, key = Parts(folder / "report.json"), {"metric": "x", "seed": 0}
+    truth = Measurements(
+        {"d0": rng.random(9), "judge": rng.random(9)}, {4: rng.random((3, 4, 4), np.float32)}
+    )
+    kept, key = ResultCache(folder / "report.json"), {"metric": "x", "seed": 0}
     kept.get(key, lambda: truth)
     (path,) = (folder / "report.json.parts").iterdir()
     whole = path.read_bytes()
@@ -38,7 +40,7 @@ def parts(folder: Path) -> Example:
         path.write_bytes(damage(whole, rng))
         measured = []
 
-        def again() -> Measured:
+        def again() -> Measurements:
             measured.append(truth)
             return truth
 
