@@ -34,7 +34,7 @@ from torch.utils.data import Dataset, default_collate
 from rlpips.errors import DatasetError, of_the_system, printable
 from rlpips.hub import downloads
 from rlpips.images import to_tensor
-from rlpips.system import sharing
+from rlpips.system import locks, shared_folders
 from rlpips.system.progress import progress
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
@@ -322,7 +322,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
     def there() -> bool:
         return all((folder / archive.kind._top / archive.split / own).is_dir() for own in archive.subsets)
 
-    sharing.remove_old(folder, f".{archive.file}.*")
+    shared_folders.remove_abandoned(folder, f".{archive.file}.*")
     if there():
         return folder
     if downloads.offline() and not file.exists():
@@ -331,7 +331,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
             f"to bring it by hand, put a copy of {url} there and call this again"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with sharing.lock(folder / f".{name}.lock", f"fetches {name}"):
+    with locks.lock(folder / f".{name}.lock", f"fetches {name}"):
         if there():  # another process has unpacked it meanwhile
             return folder
         if not file.exists():

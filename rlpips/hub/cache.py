@@ -17,7 +17,7 @@ from rlpips.errors import CheckpointError, WeightsUnavailableError, printable
 from rlpips.hub import checkpoints, downloads, registry, torchfile
 from rlpips.hub.checkpoints import Contents
 from rlpips.hub.registry import WeightsEntry
-from rlpips.system import sharing
+from rlpips.system import locks, shared_folders
 from rlpips.system.files import write_atomically
 
 logger = logging.getLogger("rlpips")
@@ -62,7 +62,7 @@ def _original(entry: WeightsEntry) -> Path:
 
 
 def _lock(entry: WeightsEntry) -> AbstractContextManager[None]:
-    return sharing.lock(home() / f"{entry.name}.lock", f"fetches {entry.name}")
+    return locks.lock(home() / f"{entry.name}.lock", f"fetches {entry.name}")
 
 
 def file_of(weights: str | PathLike[str]) -> Path | None:
@@ -159,14 +159,14 @@ def ensure(entry: WeightsEntry) -> Path:
         own = _own_path(entry).name
         if path.exists():
             if entry.urls:
-                sharing.remove_old(home(), f".{own}.*", f"{own}.*")
+                shared_folders.remove_abandoned(home(), f".{own}.*", f"{own}.*")
             return path
         if downloads.offline() and not (entry.kind == "backbone" and _original(entry).exists()):
             raise _unavailable(entry, "RLPIPS_OFFLINE forbids the network")
         home().mkdir(parents=True, exist_ok=True)
         with _lock(entry):
             if not path.exists():  # else another process has fetched it meanwhile
-                sharing.remove_old(home(), f".{own}.*")
+                shared_folders.remove_abandoned(home(), f".{own}.*")
                 _fetch(entry, path)
     except OSError as error:
         raise _unavailable(entry, str(error)) from None  # all that there is to know
@@ -243,7 +243,8 @@ def _read_verified(entry: WeightsEntry, path: Path, advice: str | None = None) -
         path.open("rb").close()
     except PermissionError as error:
         raise WeightsUnavailableError(
-            f"the weights {entry.name!r} cannot be read: permission denied for {path}{sharing.belongs(path)}"
+            f"the weights {entry.name!r} cannot be read: permission denied for {path}"
+            f"{shared_folders.owner_note(path)}"
             "; let its owner run 'chmod a+r', or set RLPIPS_HOME to a folder of your own"
         ) from error
     if entry.kind == "metric":
@@ -289,7 +290,7 @@ def _new(entry: WeightsEntry) -> Path:
 
 def _keep(entry: WeightsEntry, new: Path) -> None:
     """Give a finished file its name, and before that its permissions."""
-    sharing.share(new)
+    shared_folders.share_file(new)
     new.replace(_own_path(entry))
 
 

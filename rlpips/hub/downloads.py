@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from rlpips.errors import printable
-from rlpips.system import sharing
+from rlpips.system import shared_folders
 from rlpips.system.progress import progress
 
 if TYPE_CHECKING:
@@ -123,12 +123,13 @@ def fetch(
                 reasons.append(f"{url}: {reason}")
                 logger.info("%s: %s", url, reason)
             else:
-                sharing.share(part)
+                shared_folders.share_file(part)
                 part.replace(target)
                 return
     except PermissionError as error:
         raise DownloadError(
-            f"{error.filename or part} cannot be written: permission denied{sharing.belongs(part)}; "
+            f"{error.filename or part} cannot be written: permission denied"
+            f"{shared_folders.owner_note(part)}; "
             "choose a folder of your own (for weights: RLPIPS_HOME)"
         ) from error
     except OSError as error:
@@ -334,7 +335,7 @@ def _transfer(url: str, part: Path, size: int | None, limit: int, trusting: bool
         if total is None and trusting:
             raise _Refused("the server does not say how long the file is, and no digest is known")
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if have else os.O_TRUNC)
-        flags |= sharing.NO_FOLLOW | getattr(os, "O_BINARY", 0)
+        flags |= shared_folders.NO_FOLLOW | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(part, flags, 0o666), "ab" if have else "wb") as file:
             _copy(request, file, have, total, limit, label=part.stem)
     have = part.stat().st_size

@@ -20,7 +20,7 @@ from rlpips import JND, DatasetError, TwoAFC
 from rlpips.data import download
 from rlpips.data import judgements as datasets
 from rlpips.hub import downloads
-from rlpips.system import sharing
+from rlpips.system import shared_folders
 
 PARTS = {"2afc": ("ref", "p0", "p1", "judge"), "jnd": ("p0", "p1", "same")}
 
@@ -311,8 +311,8 @@ def test_of_two_processes_at_once_one_fetches_and_the_other_waits(whole, tmp_pat
     with Server(whole) as server:
         script = (
             "from rlpips.data import judgements as datasets\n"
-            "from rlpips.system import sharing\n"
-            "sharing._PATIENCE = 0.0\n"
+            "from rlpips.system import locks\n"
+            "locks._PATIENCE = 0.0\n"
             f"datasets.download('bapps-val', {str(tmp_path)!r}, url={server.url('held')!r})\n"
         )
         environment = {
@@ -459,7 +459,7 @@ def test_what_was_left_half_unpacked_is_removed_once_it_is_old(whole, tmp_path, 
         (tmp_path / "twoafc_val.tar.gz").write_bytes(whole)
     for name in ("old", "new"):
         (tmp_path / f".twoafc_val.tar.gz.{name}" / "2afc" / "val").mkdir(parents=True)
-    long_ago = time.time() - sharing.ABANDONED - 60
+    long_ago = time.time() - shared_folders.ABANDONED - 60
     os.utime(tmp_path / ".twoafc_val.tar.gz.old", (long_ago, long_ago))
     download("bapps-val", tmp_path)
     assert not (tmp_path / ".twoafc_val.tar.gz.old").exists()

@@ -20,7 +20,7 @@ from users import as_nobody, needs_root
 import rlpips
 from rlpips.errors import CheckpointError, WeightsUnavailableError
 from rlpips.hub import cache, checkpoints, downloads, registry
-from rlpips.system import sharing
+from rlpips.system import shared_folders
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_what_earlier_processes_left_is_removed_once_it_is_old(serve, alexnet_fi
     cache.ensure(entry)
     assert all((empty_home / name).exists() for name in left)
     for path in empty_home.iterdir():
-        os.utime(path, (time.time() - sharing.ABANDONED - 60,) * 2)
+        os.utime(path, (time.time() - shared_folders.ABANDONED - 60,) * 2)
     cache.ensure(entry)
     assert {path.name for path in empty_home.iterdir()} == {kept, "alexnet.lock"}
 

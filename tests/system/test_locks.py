@@ -6,14 +6,14 @@ import time
 import pytest
 from users import as_nobody, needs_root
 
-from rlpips.system import sharing
+from rlpips.system import locks, shared_folders
 
 fcntl = pytest.importorskip("fcntl", reason="Windows locks in another way")
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(sharing, "_PATIENCE", 0.05)
+    monkeypatch.setattr(locks, "_PATIENCE", 0.05)
 
 
 def meet(path, caplog):
@@ -23,7 +23,7 @@ def meet(path, caplog):
 
     def hold():
         deadline = time.monotonic() + 10
-        with sharing.lock(path, "fetches alexnet"):
+        with locks.lock(path, "fetches alexnet"):
             holds.set()
             while "waiting for" not in caplog.text and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -32,13 +32,13 @@ def meet(path, caplog):
     thread = threading.Thread(target=hold)
     thread.start()
     assert holds.wait(10)
-    with sharing.lock(path, "fetches alexnet"):
+    with locks.lock(path, "fetches alexnet"):
         assert waited == [True]
     thread.join()
 
 
 def test_who_waits_for_a_lock_says_so(tmp_path, impatient, caplog):
-    with sharing.lock(tmp_path / "alexnet.lock", "fetches alexnet"):
+    with locks.lock(tmp_path / "alexnet.lock", "fetches alexnet"):
         pass
     assert not caplog.text
     meet(tmp_path / "alexnet.lock", caplog)
@@ -65,47 +65,31 @@ def test_the_lock_is_for_all_who_may_write_the_folder(tmp_path, folder_mode):
     tmp_path.chmod(folder_mode)
     umask = os.umask(0o077)
     try:
-        with sharing.lock(tmp_path / "lock", "works"):
+        with locks.lock(tmp_path / "lock", "works"):
             pass
     finally:
         os.umask(umask)
     assert (tmp_path / "lock").stat().st_mode & 0o777 == folder_mode & 0o666
 
 
-def test_old_leftovers_are_removed_and_new_ones_kept(tmp_path):
-    for name in ("a.old", "a.new", "b.old"):
-        (tmp_path / name).write_text("x")
-        (tmp_path / f"{name}.folder" / "sub").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
-    (tmp_path / "a.old.link").symlink_to(tmp_path / "elsewhere")
-    long_ago = time.time() - sharing.ABANDONED - 60
-    for path in [*tmp_path.glob("*.old*"), tmp_path / "elsewhere"]:
-        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
-    sharing.remove_old(tmp_path, "a.*", "nothing.*")
-    sharing.remove_old(tmp_path / "no such folder", "a.*")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"a.new", "a.new.folder", "b.old", "b.old.folder", "elsewhere"}
-    assert (tmp_path / "elsewhere" / "sub").exists()
-
-
 @needs_root
 def test_another_user_takes_the_lock_or_is_told_why_not(open_folder):
-    with sharing.lock(open_folder / "ours", "works"):
+    with locks.lock(open_folder / "ours", "works"):
         pass
     (open_folder / "old").touch(0o644)
     (open_folder / "closed").mkdir(mode=0o755)
-    assert sharing.belongs(open_folder / "old") == " (it belongs to root)"
+    assert shared_folders.owner_note(open_folder / "old") == " (it belongs to root)"
     with as_nobody():
-        with sharing.lock(open_folder / "ours", "works"):
+        with locks.lock(open_folder / "ours", "works"):
             pass
-        with pytest.raises(PermissionError) as caught, sharing.lock(open_folder / "old", "works"):
+        with pytest.raises(PermissionError) as caught, locks.lock(open_folder / "old", "works"):
             pass
         assert str(caught.value) == (
             f"{open_folder / 'old'} cannot be opened for writing: permission denied (it belongs to root); "
             "delete it if no process of rlpips runs, or choose a folder of your own (for weights: RLPIPS_HOME)"
         )
         closed = open_folder / "closed" / "lock"
-        with pytest.raises(PermissionError) as caught, sharing.lock(closed, "works"):
+        with pytest.raises(PermissionError) as caught, locks.lock(closed, "works"):
             pass
         assert str(caught.value) == (
             f"{closed} cannot be opened for writing: permission denied; "
