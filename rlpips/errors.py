@@ -24,12 +24,12 @@ class UndefinedDistanceError(ValueError):
     """A metric gives NaN for an image, which is no distance.
 
     Attributes:
-        number: the image's position, in its batch or in the data set.
+        image_id: the image's position, in its batch or in the data set; -1 where it is not known.
     """
 
-    def __init__(self, message: str, number: int = -1) -> None:
-        super().__init__(message, number)
-        self.number = number
+    def __init__(self, message: str, image_id: int = -1) -> None:
+        super().__init__(message, image_id)
+        self.image_id = image_id
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -42,7 +42,7 @@ class MissingExtraError(ImportError):
         super().__init__(f"{what} needs the extra '{extra}'; install it with: pip install 'rlpips[{extra}]'")
 
 
-def of_the_system(error: Exception) -> TypeGuard[OSError]:
+def is_system_error(error: Exception) -> TypeGuard[OSError]:
     """Tell whether the system could not read a file, which may pass, or a decoder met damaged bytes.
 
     The system's errors have a number. Decoders' have none, or that of a seek to a damaged place.

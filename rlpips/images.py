@@ -35,7 +35,7 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from rlpips.errors import ImageError, of_the_system
+from rlpips.errors import ImageError, is_system_error
 from rlpips.metric.inputs import as_batch
 
 Array = npt.NDArray[Any]
@@ -102,7 +102,7 @@ def read_image(
     except MemoryError as error:
         raise MemoryError(f"{path}: there is not enough memory to read this image") from error
     except Exception as error:  # damaged bytes make decoders raise almost anything
-        if of_the_system(error):
+        if is_system_error(error):
             raise type(error)(f"{path}: cannot be read: {error.strerror}") from error
         raise ImageError(f"{path}: the file is damaged ({error})") from error
 

@@ -255,12 +255,12 @@ def _robustness(options: argparse.Namespace) -> int:
     from rlpips.evaluation.result_cache import ResultCache
     from rlpips.evaluation.robustness_report import robustness
     from rlpips.scoring.folders import files
-    from rlpips.system.processes import joined
+    from rlpips.system.processes import torchrun_group
     from rlpips.system.progress import progress
 
     images = files(options.images)
     with (
-        joined(options.device) as (processes, device),
+        torchrun_group(options.device) as (processes, device),
         progress(unit="image", hidden=processes.rank > 0, leave=False) as bar,
     ):
 

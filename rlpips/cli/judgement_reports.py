@@ -48,7 +48,7 @@ def report_judged(
     check(options)
     from rlpips.errors import UndefinedDistanceError
     from rlpips.evaluation.result_cache import ResultCache
-    from rlpips.system.processes import joined
+    from rlpips.system.processes import torchrun_group
     from rlpips.system.progress import progress
 
     positions: dict[str, list[int]] = {subset: [] for subset in dataset.subsets}
@@ -58,7 +58,7 @@ def report_judged(
     results: list[tuple[dict[str, str], Measurements]] = []
     undefined: list[tuple[dict[str, str], str]] = []
     digests = {}
-    with joined(options.device) as (processes, device):
+    with torchrun_group(options.device) as (processes, device):
         cache = ResultCache(options.output, processes)
         total = sum(map(len, positions.values())) * len(cases) * len(options.weights)
         bar = progress(total=total, unit="example", hidden=processes.rank > 0, leave=False)

@@ -149,12 +149,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, recipe: "Recipe") -> int:
-    from rlpips.system.processes import joined
+    from rlpips.system.processes import torchrun_group
     from rlpips.training.loop import Settings, train
 
     data, description = _data(options, recipe.seed)
     validation = _validation(options, recipe.seed)
-    with joined(options.device) as (processes, device):
+    with torchrun_group(options.device) as (processes, device):
         settings = Settings(
             device=device,
             workers=options.workers,

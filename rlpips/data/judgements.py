@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from rlpips.errors import DatasetError, of_the_system, printable
+from rlpips.errors import DatasetError, is_system_error, printable
 from rlpips.hub import downloads
 from rlpips.images import to_tensor
 from rlpips.system import locks, shared_folders
@@ -236,7 +236,7 @@ def _read_share(path: Path) -> Tensor:
         with path.open("rb") as file:
             value = np.load(file, allow_pickle=False)
     except Exception as error:  # damaged bytes make NumPy raise almost anything
-        if of_the_system(error):
+        if is_system_error(error):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise DatasetError(f"{path}: not a NumPy array of one value ({printable(str(error))})") from error
     if not isinstance(value, np.ndarray) or value.size != 1:

@@ -17,7 +17,7 @@ import torch
 
 from rlpips._version import __version__
 from rlpips.hub import torchfile
-from rlpips.system.files import read_sealed, write_sealed
+from rlpips.system.files import read_with_digest, write_with_digest
 from rlpips.system.processes import Processes
 
 logger = logging.getLogger("rlpips")
@@ -100,7 +100,7 @@ class ResultCache:
 def _read(path: Path) -> Measurements | None:
     if not path.exists():
         return None
-    content = read_sealed(path)
+    content = read_with_digest(path)
     if content is None:
         logger.warning("%s is damaged; what it held is measured again", torchfile.name(path))
         return None
@@ -118,4 +118,4 @@ def _write(path: Path, measured: Measurements) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     path.parent.mkdir(exist_ok=True)
-    write_sealed(path, buffer.getvalue())
+    write_with_digest(path, buffer.getvalue())

@@ -208,7 +208,7 @@ def measure_2afc(
             try:
                 attacked = attack(objective, objective.x, rows)
             except UndefinedDistanceError as error:
-                own[number] = _undefined(metric, dataset, error.number)
+                own[number] = _undefined(metric, dataset, error.image_id)
                 break
             with torch.no_grad():
                 d0, d1 = objective.distances(attacked, torch.arange(len(rows), device=ref.device))

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from rlpips.errors import CheckpointError, of_the_system, printable
+from rlpips.errors import CheckpointError, is_system_error, printable
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LARGEST_PICKLE = 2**23  # bytes; that of a state dict has some thousands
@@ -187,7 +187,7 @@ def _named(path: Path) -> Iterator[None]:
             "state_dict() alone."
         ) from error
     except Exception as error:
-        if of_the_system(error):
+        if is_system_error(error):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise _damaged(path, error) from error
 

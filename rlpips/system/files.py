@@ -47,7 +47,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def write_sealed(path: Path, data: bytes) -> None:
+def write_with_digest(path: Path, data: bytes) -> None:
     """Write a file as `write_atomically` does, with the SHA-256 of its data behind them.
 
     Raises:
@@ -56,8 +56,8 @@ def write_sealed(path: Path, data: bytes) -> None:
     write_atomically(path, data + hashlib.sha256(data).digest())
 
 
-def read_sealed(path: Path) -> bytes | None:
-    """Read the data that `write_sealed` wrote, or None if the file is damaged.
+def read_with_digest(path: Path) -> bytes | None:
+    """Read the data that `write_with_digest` wrote, or None if the file is damaged.
 
     Raises:
         OSError: it cannot be read.

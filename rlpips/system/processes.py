@@ -80,7 +80,7 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
+def torchrun_group(device: str) -> Iterator[tuple[Processes, torch.device]]:
     """Join the group that `torchrun` started, if it did; yield this process and its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(), torch.device(device)

@@ -17,7 +17,7 @@ from rlpips.data.judgements import collate
 from rlpips.errors import CheckpointError, DatasetError
 from rlpips.hub import torchfile
 from rlpips.hub.checkpoints import metric_digest
-from rlpips.system.files import read_sealed, write_sealed
+from rlpips.system.files import read_with_digest, write_with_digest
 from rlpips.system.processes import Processes
 from rlpips.system.progress import progress
 
@@ -103,13 +103,13 @@ def _keep(path: Path, measured: Tensor) -> None:
     """Write distances as NumPy does, with a digest behind them, which NumPy does not read."""
     buffer = io.BytesIO()
     np.save(buffer, measured.numpy())
-    write_sealed(path, buffer.getvalue())
+    write_with_digest(path, buffer.getvalue())
 
 
 def _kept(path: Path, count: int) -> Tensor:
     """Read what `_keep` wrote."""
     torchfile.check_regular(path)
-    content = read_sealed(path)
+    content = read_with_digest(path)
     if content is not None:
         measured = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
         if measured.shape == (count, 2):

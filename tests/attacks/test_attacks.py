@@ -198,7 +198,7 @@ def test_nan_is_an_error_that_names_metric_and_image(attack, later):
 
     with pytest.raises(rlpips.UndefinedDistanceError, match="broken gives NaN for image 11") as raised:
         attack(Inflate(broken, x), x, range(10, 13))
-    assert raised.value.number == 11
+    assert raised.value.image_id == 11
 
 
 def test_nan_in_a_judgement_is_an_error():
