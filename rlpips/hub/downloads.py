@@ -330,7 +330,7 @@ def _transfer(url: str, part: Path, size: int | None, limit: int, trusting: bool
                 total = int(span[1])
         else:
             have = 0
-        if total is not None and total > limit:
+        if total is not None and (total > limit or (trusting and size not in (None, total))):
             raise _Refused(f"the server offers {total} bytes, expected {size or 'at most ' + str(limit)}")
         if total is None and trusting:
             raise _Refused("the server does not say how long the file is, and no digest is known")

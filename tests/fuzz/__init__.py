@@ -1,1 +1,1 @@
-"""Damaged files and odd arguments, drawn at random: nothing may crash, hang, run, or be taken for what it is not."""
+"""Damaged files, odd arguments, bad servers, drawn at random: none may crash, hang, run, or pass for what it is not."""

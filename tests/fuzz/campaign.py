@@ -19,6 +19,7 @@ import rlpips
 from fuzz.checks import Example, names_it, on_time
 from fuzz.damage import damage
 from fuzz.reports import reports
+from fuzz.servers import servers
 from rlpips import images
 from rlpips.backbones import architecture
 from rlpips.hub import checkpoints
@@ -230,6 +231,7 @@ CAMPAIGNS = {
     "states": states,
     "arguments": arguments,
     "reports": reports,
+    "servers": servers,
 }
 
 

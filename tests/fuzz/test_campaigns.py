@@ -4,7 +4,7 @@ import pytest
 
 from fuzz.campaign import CAMPAIGNS, run
 
-COUNTS = {"checkpoints": 150, "images": 400, "states": 150, "arguments": 150, "reports": 200}
+COUNTS = {"checkpoints": 150, "images": 400, "states": 150, "arguments": 150, "reports": 200, "servers": 200}
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)

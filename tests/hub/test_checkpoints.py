@@ -207,7 +207,9 @@ def test_text_and_folders_are_refused(tmp_path):
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     with pytest.raises(CheckpointError, match=r"page\.pth .* not a PyTorch file"):
         rlpips.LPIPS(pnet_rand=True, weights=tmp_path / "page.pth")
-    with pytest.raises(FileNotFoundError, match=r"holds no metric\.safetensors: it is not the folder of a run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no metric\.safetensors: it is not the folder of a run"
+    ):
         rlpips.LPIPS(pnet_rand=True, weights=tmp_path)
 
 

@@ -129,6 +129,16 @@ def test_without_a_digest_no_half_of_a_file_is_kept(server, target, way, reason)
     assert not target.exists()
 
 
+def test_without_a_digest_a_page_of_another_length_is_not_the_file(server, target):
+    with pytest.raises(
+        downloads.DownloadError, match="page/file.pth: the server offers 26 bytes, expected 307200"
+    ):
+        downloads.fetch([server.url("page")], target, None, len(CONTENT))
+    assert not target.exists()
+    downloads.fetch([server.url("page"), server.url("good")], target, None, len(CONTENT))
+    assert target.read_bytes() == CONTENT
+
+
 def test_the_largest_file_that_is_accepted_may_be_chosen(server, target):
     with pytest.raises(downloads.DownloadError, match="offers 307200 bytes, expected at most 1000"):
         downloads.fetch([server.url("good")], target, DIGEST, largest=1000)
