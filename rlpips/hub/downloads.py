@@ -192,7 +192,7 @@ class _Request:
         self._closed = threading.Event()
         self._response: requests.Response | None = None
         self._start_period()
-        threading.Thread(target=self._run, args=(url, headers), daemon=True).start()
+        threading.Thread(target=self._run, args=(_session(), url, headers), daemon=True).start()
 
     def answer(self) -> "requests.Response":
         """Return the answer, of which the status and the headers have come; raises as `read`."""
@@ -241,13 +241,13 @@ class _Request:
                 raise found
             return found
 
-    def _run(self, url: str, headers: dict[str, str]) -> None:
+    def _run(self, session: "requests.Session", url: str, headers: dict[str, str]) -> None:
         import requests
 
         last: bytes | Exception = b""
         try:
             with (
-                _session() as session,
+                session,
                 session.get(
                     url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
                 ) as response,

@@ -272,6 +272,13 @@ def test_a_server_that_sends_byte_by_byte_does_not_hold_up_for_ever(server, targ
     assert target.read_bytes() == CONTENT
 
 
+def test_a_missing_requests_is_an_error_at_once(server, target, monkeypatch):
+    monkeypatch.setattr(downloads, "PERIOD", 0.1)
+    monkeypatch.setitem(sys.modules, "requests", None)
+    with pytest.raises(ImportError, match="requests"):
+        downloads.fetch([server.url("good")], target, DIGEST)
+
+
 def test_a_transfer_of_good_speed_may_take_long(server, target, monkeypatch):
     monkeypatch.setattr(downloads, "PERIOD", 0.3)
     start = time.monotonic()
