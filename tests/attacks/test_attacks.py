@@ -258,6 +258,171 @@ def test_l2_steps_follow_the_gradient_not_its_sign():
     assert (cosine > 0.99).all()
 
 
+class Slopes(Objective):
+    """Is linear in the images, with other slopes at each look; keeps what it has seen."""
+
+    def __init__(self, slopes):
+        self.slopes, self.seen = slopes, []
+
+    def __call__(self, x, index):
+        self.seen.append(x.detach().clone())
+        return (self.slopes[len(self.seen) - 1] * x).sum(dim=(1, 2, 3))
+
+
+def slopes(count, shape, seed=0):
+    """Draw slopes that lead to and fro, and vary in size."""
+    generator = torch.Generator().manual_seed(seed)
+    return 10.0 ** torch.randn(count, 1, 1, 1, 1, generator=generator, dtype=torch.float64) * torch.randn(
+        count, *shape, generator=generator, dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+@pytest.mark.parametrize("step_size", [None, 0.01])
+def test_pgd_takes_the_steps_of_the_papers(norm, momentum, step_size):
+    """Madry et al. 2018 and, with momentum, Dong et al. 2018; the steps' sizes are as documented."""
+    x = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
+    eps, steps = 0.05, 6
+    objective = Slopes(slopes(steps + 2, x.shape))
+    PGD(norm, eps, steps, step_size, random_start=False, momentum=momentum)(objective, x)
+    candidate, velocity = x, torch.zeros_like(x)
+    assert len(objective.seen) == steps + 2
+    assert torch.equal(objective.seen[0], x)
+    for k in range(steps):
+        assert torch.allclose(objective.seen[k + 1], candidate, atol=1e-9)
+        gradient = objective.slopes[k + 1]
+        velocity = momentum * velocity + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+        size = 2 * (eps * (steps - k) / steps if step_size is None else step_size)  # the range is two units
+        if norm == "linf":
+            candidate = (candidate + size * velocity.sign()).clamp(-2 * eps, 2 * eps)
+        else:
+            candidate = candidate + size * velocity / lengths(velocity).view(-1, 1, 1, 1)
+            candidate = candidate * (2 * eps / lengths(candidate)).clamp(max=1).view(-1, 1, 1, 1)
+    assert torch.allclose(objective.seen[-1], candidate, atol=1e-9)
+
+
+class Peak(Objective):
+    """Is highest at `top`, less steep along some axes than along others; keeps what it has seen."""
+
+    def __init__(self, top):
+        self.top, self.seen = top, []
+        self.slopes = torch.linspace(0.5, 2.0, top[0].numel(), dtype=top.dtype).view(top[0].shape)
+
+    def __call__(self, x, index):
+        self.seen.append(x.detach().clone())
+        return self.value(x, self.top[index])
+
+    def value(self, x, top):
+        return -(self.slopes * (x - top).abs() ** 1.5).sum(dim=(-3, -2, -1))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("step_size", [None, 0.004])
+def test_apgd_takes_the_steps_of_the_paper(norm, step_size):
+    """Algorithm 1 of Croce & Hein 2020, and their code where it is more exact: `<=` for few rises."""
+    eps, steps, size = 0.05, 100, (3, 2, 1)
+    generator = torch.Generator().manual_seed(0)
+    reach = 0.25 if norm == "linf" else 0.12
+    top = reach * (torch.rand(5, *size, generator=generator, dtype=torch.float64) - 0.5)
+    objective = Peak(top)
+    found = APGD(norm, eps, steps, step_size, random_start=False)(objective, torch.zeros_like(top))
+    assert len(objective.seen) == steps + 2
+    share = [0.0, 0.22]
+    while share[-1] < 1:
+        share.append(share[-1] + max(share[-1] - share[-2] - 0.03, 0.06))
+    checks = [round(each * steps) for each in share]
+
+    def project(x):
+        return x.clamp(-2 * eps, 2 * eps) if norm == "linf" else x * min(1, 2 * eps / x.norm().item())
+
+    halvings = 0
+    for i in range(5):
+        seen = x = previous = best = torch.zeros(size, dtype=torch.float64)
+        step = 2 * (2 * eps if step_size is None else step_size)
+        value = best_value = checked = objective.value(x, top[i])
+        rises, halved = 0, True
+        for k in range(1, steps + 1):
+            assert torch.allclose(objective.seen[k][i], seen, atol=1e-9)
+            at = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective.value(at, top[i]), at)
+            gradient = gradient.sign() if norm == "linf" else gradient / gradient.norm()
+            z = project(x + step * gradient)
+            alpha = 1.0 if k == 1 else 0.75
+            x, previous = project(x + alpha * (z - x) + (1 - alpha) * (x - previous)), x
+            seen = x
+            last, value = value, objective.value(x, top[i])
+            rises += bool(value > last)
+            if value > best_value:
+                best, best_value = x, value
+            if k in checks:
+                few = rises <= 0.75 * (k - checks[checks.index(k) - 1])
+                if few or (not halved and best_value <= checked):
+                    step, x, previous, value, halved = step / 2, best, best, best_value, True
+                    halvings += 1
+                else:
+                    halved = False
+                rises, checked = 0, best_value
+        assert torch.allclose(objective.seen[-1][i], seen, atol=1e-9)
+        assert torch.allclose(found[i], best, atol=1e-9)
+    assert halvings > 10
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_are_uniform_in_the_ball(norm):
+    x = torch.zeros(4000, 3, 1, 1)
+    objective = Slopes(torch.zeros(3, 1, 1, 1, 1))
+    PGD(norm, 0.2, 1)(objective, x)
+    start = objective.seen[1].flatten(1) / 0.4  # in units of the ball's radius
+    if norm == "linf":
+        uniform = (start + 1) / 2
+    else:
+        length = start.norm(dim=1, keepdim=True)
+        # of three dimensions: a sphere's share of the ball's volume, and where one axis cuts it
+        uniform = torch.cat([length**3, (start / length + 1) / 2], dim=1)
+    ordered = uniform.double().sort(dim=0).values
+    expected = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    distance = (ordered - expected.view(-1, 1)).abs().max()  # Kolmogorov and Smirnov's
+    assert distance < 1.95 / 4000**0.5  # one in a thousand is larger by chance
+
+
+def test_flows_take_the_steps_of_adam():
+    """Where images are ramps along x and y, they tell by how much each pixel was moved."""
+    slope, eps, steps = 0.01, 1.5, 6
+    x = torch.zeros(2, 3, 12, 12, dtype=torch.float64)
+    x[:, 0] += slope * torch.arange(12)
+    x[:, 1] += slope * torch.arange(12).view(-1, 1)
+    objective = Slopes(slopes(steps + 2, x.shape))
+    StAdv(eps, steps, smoothness=0.0)(objective, x)
+    assert torch.equal(objective.seen[0], x)
+    inner = (..., slice(3, -3), slice(3, -3))  # nothing moves there from beyond the border
+    flows = [((seen - x)[:, :2] / slope)[inner] for seen in objective.seen[1:]]
+    assert flows[0].abs().max() <= 0.1 * eps
+    assert flows[0].min() < -0.08 * eps
+    assert flows[0].max() > 0.08 * eps
+    flow = flows[0].clone().requires_grad_()
+    adam = torch.optim.Adam([flow], lr=2.5 * eps / steps, maximize=True, eps=1e-12)
+    for k in range(steps):
+        flow.grad = (slope * objective.slopes[k + 1][:, :2])[inner]
+        adam.step()
+        flow.data.clamp_(-eps, eps)
+        assert torch.allclose(flows[k + 1], flow, atol=1e-6)
+    assert flows[-1].abs().max() > 0.99 * eps
+
+
+def test_smoothness_brings_flows_towards_their_neighbours():
+    slope = 0.01
+    x = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
+    x[:, 0] += slope * torch.arange(12)
+    x[:, 1] += slope * torch.arange(12).view(-1, 1)
+    objective = Slopes(torch.zeros(3, 1, 1, 1, 1))
+    StAdv(0.5, 1, step_size=0.001, smoothness=1.0)(objective, x)
+    first, second = (((seen - x)[0, :2] / slope)[:, 1:-1, 1:-1] for seen in objective.seen[1:])
+    around = (first[:, :-2, 1:-1] + first[:, 2:, 1:-1] + first[:, 1:-1, :-2] + first[:, 1:-1, 2:]) / 4
+    moved, inner = (second - first)[:, 1:-1, 1:-1], first[:, 1:-1, 1:-1]
+    assert torch.allclose(moved, 0.001 * (around - inner).sign(), atol=1e-6)
+
+
 class Counted(Objective):
     """Counts how many images are looked at; the images numbered in `done` are finished from the second look on."""
 

@@ -84,6 +84,20 @@ def test_tiles_of_any_size_give_the_distance(net, examples):
     check()
 
 
+@pytest.mark.parametrize(("net", "overlap"), [("alex", 161), ("vgg", 186), ("squeeze", 199)])
+def test_crops_are_as_much_wider_than_tiles_as_the_documentation_says(net, overlap):
+    metric = copy.deepcopy(peers(net)[0])
+    widths = []
+    metric.scaling_layer.register_forward_hook(lambda _module, _inputs, out: widths.append(out.shape[3]))
+    x, y = pair(metric, (1, 3, 31, 500), grad=False)
+    metric(x, y, tile=100)  # rounded up to 112
+    assert (len(widths), max(widths)) == (5, 112 + overlap)
+    widths.clear()
+    metric(x, y, tile=400)  # two tiles of one size, not a large and a small one
+    assert len(widths) == 2
+    assert max(widths) <= 256 + overlap
+
+
 @pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize(("net", "size"), [("alex", (135, 215)), ("squeeze", (211, 140)), ("vgg", (16, 231))])
 def test_gradients_are_those_of_whole_images(net, size, spatial):
