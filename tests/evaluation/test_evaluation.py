@@ -17,7 +17,9 @@ from rlpips.attacks import APGD, PGD, SSA, StAdv
 from rlpips.evaluation import (
     accuracy,
     bootstrap,
+    disagreement,
     jnd_score,
+    margin,
     measure_2afc,
     measure_jnd,
     two_afc_score,
@@ -234,6 +236,44 @@ def test_nan_is_an_error_that_names_metric_and_example(bapps, attack):
         rlpips.score_jnd_dataset(
             Loader(rlpips.JND(bapps)), lambda a, b: (a - b).mean(dim=(1, 2, 3)) * torch.nan
         )
+
+
+@pytest.mark.parametrize("attack", [None, PGD("linf", EPS, 2)])
+def test_nothing_is_measured_after_nan(bapps, attack):
+    seen = []
+
+    def broken(a, b):
+        seen.append(len(a))
+        return (a - b).square().mean(dim=(1, 2, 3)) * torch.nan
+
+    with pytest.raises(rlpips.UndefinedDistanceError):
+        measure_2afc(broken, rlpips.TwoAFC(bapps), attack, batch_size=2)
+    first = len(seen)
+    with pytest.raises(rlpips.UndefinedDistanceError):
+        measure_2afc(broken, rlpips.TwoAFC(bapps), attack, batch_size=2, limit=2)
+    assert len(seen) == 2 * first
+    seen.clear()
+    with pytest.raises(rlpips.UndefinedDistanceError):
+        measure_jnd(broken, rlpips.JND(bapps), batch_size=2)
+    assert seen == [2]
+
+
+def test_margins_are_logarithms_of_the_ratio_of_distances():
+    d0, d1 = np.array([1.0, 1.0, 3.0, 1.0, 0.0, 2.0]), np.array([2.0, 2.0, 1.0, 2.0, 1.0, 2.0])
+    found = margin(d0, d1, np.array([0.2, 0.8, 1.0, 0.5, 0.0, 0.9]))
+    np.testing.assert_allclose(found[[0, 1, 2, 5]], [np.log(2), -np.log(2), np.log(3), 0], atol=1e-12)
+    assert np.isnan(found[3])  # the judges are tied
+    assert np.isfinite(found[4])
+    assert found[4] > 100
+
+
+def test_disagreement_compares_ranks_with_the_share_who_saw_a_difference():
+    d = np.array([0.3, 0.1, 0.9, 0.5, 0.7])
+    agreed = np.array([0.75, 1.0, 0.0, 0.5, 0.25])
+    np.testing.assert_allclose(disagreement(d, agreed), 0, atol=1e-12)
+    np.testing.assert_allclose(disagreement(d, 1 - agreed), [0.5, 1, 1, 0, 0.5])
+    np.testing.assert_allclose(disagreement(np.array([1.0, 1.0, 2.0]), np.array([0.75, 0.75, 0.0])), 0)
+    np.testing.assert_allclose(disagreement(np.array([0.4]), np.array([0.25])), 0.75)  # a rank of nothing
 
 
 def test_scores_of_nan_are_nan():

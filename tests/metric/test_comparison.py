@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peers import images, peers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpips.backbones import architectures as backbones
 from rlpips.backbones.architectures import ImageConv2d
@@ -91,8 +92,12 @@ def test_derivatives_are_finite_where_squares_leave_the_range_of_floats(exponent
         )
         weight = torch.ones(24, requires_grad=True)
         value = fused(f0, f1, weight)
-        for each in (value, *torch.autograd.grad(value.sum(), (f0, f1, weight))):
+        gradients = torch.autograd.grad(value.sum(), (f0, f1, weight))
+        for each in (value, *gradients):
             assert torch.isfinite(each).all()
+        for f, gradient in zip((f0, f1), gradients, strict=False):
+            if f.abs().max() > 1e19:  # the slope is that of the distance over the length
+                assert gradient.abs().max() < 1e-18
 
 
 @pytest.mark.parametrize("exponent", range(-24, 15, 2))
@@ -111,6 +116,49 @@ def test_second_derivatives_are_those_of_the_formula():
     assert torch.autograd.gradcheck(fused, (f0, f1, weight))
     assert torch.autograd.gradgradcheck(fused, (f0, f1, weight))
     assert torch.autograd.gradgradcheck(lambda a: fused(a, a, weight) + fused(a, f1.detach(), weight), f0)
+
+
+def test_gradients_with_a_graph_are_those_without():
+    weight = torch.rand(24, dtype=torch.float64, requires_grad=True)
+    f0, f1 = (features(seed).requires_grad_() for seed in (0, 1))
+    for inputs in ((f0, f1, weight), (weight,), (f1,), (f0, weight)):
+        expected, found = (
+            torch.autograd.grad(fused(f0, f1, weight).sum(), inputs, create_graph=graph)
+            for graph in (False, True)
+        )
+        assert all(torch.allclose(*each, rtol=1e-10) for each in zip(found, expected, strict=True))
+
+
+class Allocated(TorchDispatchMode):
+    """Notes how many values each operation takes new memory for."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        held = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, torch.Tensor)]
+        pointers = {each.untyped_storage().data_ptr() for each in held}
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in pointers:
+            self.sizes.append(out.numel())
+        return out
+
+
+def test_large_activations_are_compared_in_blocks_and_small_ones_at_once():
+    weight, steps = torch.ones(64), []
+    for side, dtype in ((4, torch.float32), (8, torch.float32), (160, torch.float32), (160, torch.bfloat16)):
+        f0, f1 = (features(seed, (1, 64, side, side)).to(dtype).requires_grad_() for seed in (0, 1))
+        with Allocated() as whole:
+            value = fused(f0, f1, weight).sum()
+        assert max(whole.sizes) <= max(2**18, side**2)  # of 2**20.6 values
+        with Allocated() as whole:
+            value.backward()
+        assert sum(size > max(2**18, side**2) for size in whole.sizes) == (
+            2 if side == 160 else 0
+        )  # gradients
+        steps.append(len(whole.sizes))
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize("net", NETS)
