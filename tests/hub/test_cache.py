@@ -27,9 +27,9 @@ from rlpips.system import shared_folders
 def empty_home(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "_BACK_OFF", 0.01)
     monkeypatch.delenv("RLPIPS_OFFLINE")
-    monkeypatch.setenv("RLPIPS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RLPIPS_HOME", str(tmp_path / "new" / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "home"
+    return tmp_path / "new" / "home"
 
 
 def saved(obj):
@@ -195,7 +195,7 @@ def test_a_file_whose_convolutions_could_not_be_kept_is_not_fetched_again(
 
 def test_what_is_left_of_a_file_is_used_only_if_it_is_the_file(serve, published, empty_home):
     server, entry = serve("squeezenet1_1", published("squeezenet1_1"))
-    empty_home.mkdir()
+    empty_home.mkdir(parents=True)
     cache._original(entry).write_bytes(b"something else")
     build("squeezenet1_1")
     assert len(server.requests) == 1
@@ -222,7 +222,7 @@ def test_what_earlier_processes_left_is_removed_once_it_is_old(serve, alexnet_fi
 def test_kept_files_are_for_all_who_may_read_the_folder(serve, published, empty_home, tmp_path, name, way):
     _, entry = serve(name, published(name))
     (tmp_path / "brought.pth").write_bytes(published(name))
-    empty_home.mkdir(mode=0o755)
+    empty_home.mkdir(mode=0o755, parents=True)
     umask = os.umask(0o077)
     try:
         path = cache.ensure(entry) if way == "fetched" else cache.import_file(entry, tmp_path / "brought.pth")
@@ -441,6 +441,18 @@ def test_the_cache_lies_beside_torch_hubs(monkeypatch, tmp_path):
     assert cache.home() == tmp_path / "torch" / "rlpips"
     monkeypatch.setenv("RLPIPS_HOME", "~/weights")
     assert cache.home() == Path.home() / "weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("alexnet", "alexnet-16f46804.pth"),
+        ("squeezenet1_1", "squeezenet1_1-features-b8a52dc0.pth"),
+        ("r-lpips-alex-linf-x0", "r-lpips-alex-linf-x0-f1435696.pth"),
+    ],
+)
+def test_what_earlier_versions_kept_is_found(empty_home, name, file):
+    assert cache.path_of(registry.entry(name)) == empty_home / file
 
 
 @pytest.mark.parametrize(("value", "expected"), [("", False), ("0", False), ("1", True), ("yes", True)])
