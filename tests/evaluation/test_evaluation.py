@@ -273,6 +273,7 @@ def test_disagreement_compares_ranks_with_the_share_who_saw_a_difference():
     np.testing.assert_allclose(disagreement(d, agreed), 0, atol=1e-12)
     np.testing.assert_allclose(disagreement(d, 1 - agreed), [0.5, 1, 1, 0, 0.5])
     np.testing.assert_allclose(disagreement(np.array([1.0, 1.0, 2.0]), np.array([0.75, 0.75, 0.0])), 0)
+    np.testing.assert_allclose(disagreement(np.arange(4.0), np.zeros(4)), [1, 2 / 3, 1 / 3, 0])
     np.testing.assert_allclose(disagreement(np.array([0.4]), np.array([0.25])), 0.75)  # a rank of nothing
 
 

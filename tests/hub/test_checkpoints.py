@@ -159,6 +159,15 @@ def changed(state, **changes):
         (lambda s: torch.load(published("vgg"), map_location="cpu"), "LPIPS heads for net='vgg'"),
         (lambda s: rlpips.Dist2LogitLayer().state_dict(), "ranking network"),
         (lambda s: torch.nn.Linear(2, 2).state_dict(), "something else. unknown: weight, bias"),
+        (lambda s: {"model.0.weight": torch.ones(8, 16, 3, 3)}, "something else. unknown: model.0.weight"),
+        (lambda s: {f"key{k}": 1 for k in range(8)}, "a dictionary with 'key0', .*'key7'$"),
+        (lambda s: {f"key{k}": 1 for k in range(20)}, "a dictionary with 'key0', .*'key7' and 12 more$"),
+        (lambda s: {"lin0.model.1.weight": torch.ones(1, 7, 1, 1)}, "LPIPS heads for another backbone"),
+        (lambda s: {f"features.{k}": v for k, v in torchvision.models.alexnet().features[:5].state_dict().items()},
+         "a torchvision model of another architecture"),  # less than half of the backbone
+        (lambda s: {f"module.{k}" if "lin0" in k else k: v for k, v in s.items()}, "unknown: module.lin0.model.1.weight"),
+        (lambda s: changed(s, lin0__model__1__weight=torch.ones(3).to_sparse()),
+         "'lin0.model.1.weight' is no plain tensor, but torch._utils._rebuild_sparse_tensor"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused_and_described(peer, tmp_path, make, message):
