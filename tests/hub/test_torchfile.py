@@ -255,6 +255,53 @@ def test_a_legacy_file_has_nothing_behind_its_storages(tmp_path):
             loaded(path)
 
 
+@pytest.mark.parametrize("count", [99, 101, -100, 2**40])
+def test_a_legacy_file_has_as_many_elements_as_it_says_twice(tmp_path, count):
+    path = tmp_path / "file.pth"
+    torch.save({"a": torch.ones(100)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    assert whole.count(struct.pack("<q", 100)) == 1
+    path.write_bytes(whole.replace(struct.pack("<q", 100), struct.pack("<q", count)))
+    with pytest.raises(CheckpointError, match=r"file\.pth"):
+        loaded(path)
+
+
+@pytest.mark.parametrize("storages", [{}, {"7": [0, 1], "9": [2]}, {"9": [0, 1]}])
+def test_a_legacy_file_has_the_storages_that_it_names_and_no_others(tmp_path, storages):
+    path = tmp_path / "file.pth"
+    storage = ("storage", _Global("torch FloatStorage"), "7", "cpu", 2, None)
+    content = {"a": ["REDUCE", "torch._utils _rebuild_tensor", (storage, 0, (2,), (1,))]}
+    path.write_bytes(old_file(content, {"7": [0, 1]}))
+    assert_same(loaded(path), {"a": torch.tensor([0.0, 1.0])})
+    path.write_bytes(old_file(content, storages))
+    with pytest.raises(CheckpointError, match=r"file\.pth"):
+        loaded(path)
+
+
+def test_files_of_machines_of_the_other_byte_order_are_read(tmp_path):
+    path = tmp_path / "file.pth"
+    expected = {"a": torch.randn(5, 3), "b": torch.tensor([1, 2**40]), "c": torch.tensor([True, False])}
+    sizes = [8, 4, 1]
+    torch.save(expected, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            if "/data/" in name:
+                size = {60: 4, 16: 8, 2: 1}[len(data)]
+                sizes.remove(size)
+                data = b"".join(data[i : i + size][::-1] for i in range(0, len(data), size))
+            archive.writestr(name, b"big" if name.endswith("byteorder") else data)
+    assert not sizes
+    assert_same(loaded(path), expected)
+    assert_same(torch.load(path, weights_only=True), expected)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"middle" if name.endswith("byteorder") else data)
+    with pytest.raises(CheckpointError, match=r"file\.pth .*byte order"):
+        loaded(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
 def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
