@@ -146,6 +146,16 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     )
 
 
+def test_intervals_are_those_of_resampled_examples():
+    score = bootstrap(lambda x, y: float(np.mean(x + y)), np.arange(10.0), np.ones(10), draws=4000)
+    error = np.arange(10.0).std() / 10**0.5
+    assert (score.value, score.count) == (5.5, 10)
+    assert score.low == pytest.approx(5.5 - 1.96 * error, abs=0.1)
+    assert score.high == pytest.approx(5.5 + 1.96 * error, abs=0.1)
+    only = bootstrap(lambda x: float(np.mean(x)), np.array([3.0]))
+    assert (only.value, only.low, only.high, only.count) == (3, 3, 3, 1)
+
+
 def test_natural_distances_are_those_of_the_metric(bapps):
     metric, _ = peers("alex")
     dataset = rlpips.TwoAFC(bapps)

@@ -223,6 +223,18 @@ def test_what_claims_more_than_the_file_holds_is_refused_at_once(tmp_path, data)
     assert after.ru_maxrss - before.ru_maxrss < 500_000  # kB
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["more than the storage", "behind the storage", "before the storage", "negative stride", "stride beyond",
+     "expanded", "ranks", "dimensions", "storage larger than its bytes", "storage smaller than its bytes"],
+)  # fmt: skip
+def test_a_tensor_that_its_storage_does_not_hold_is_refused_before_it_is_read(tmp_path, kind):
+    path = tmp_path / "bomb.pth"
+    path.write_bytes(BOMBS[kind])
+    with pytest.raises(CheckpointError, match=r"bomb\.pth"), torchfile.opened(path):
+        pass
+
+
 @pytest.mark.parametrize("how", ["deflated", "before", "behind", "twice", "spliced"])
 def test_archives_that_torch_does_not_write_are_refused(tmp_path, how):
     path = tmp_path / "file.pth"
