@@ -408,6 +408,7 @@ def test_references_select_like_tensors():
         assert all(torch.equal(f, g[select]) for f, g in zip(found.features, b.features, strict=True))
         assert all(torch.equal(f, g[select]) for f, g in zip(found.lengths, b.lengths, strict=True))
     assert b[torch.arange(2)] is b
+    assert {b: 1, b[0]: 2}[b] == 1
     for number in (0, -1, np.int64(1), torch.tensor(1, dtype=torch.int32)):
         found = b[number]
         assert found.shape == (1, 3, 64, 64)
