@@ -222,8 +222,9 @@ def train(
             `p1` `(3, H, W)` in [-1, 1], all of one size, `judge`, the share that chose `p1`, and `index`.
             Where `judge` is NaN, the image that the teachers think nearer counts as chosen.
         out: the run's folder: made, or the one of the same run that was interrupted. Beside the metric it
-            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.safetensors`, the distances of
-            teachers and, where there are attacks and triplets to validate on, `samples`: attacked ones.
+            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.safetensors`, which is a checkpoint of the
+            metric so far, too, the teachers' distances and, where there are attacks and triplets to validate
+            on, pictures of attacked ones (`samples`).
         validation: triplets that scores are measured on, before training (epoch 0) and after each epoch: the
             accuracy, as they are and under attack, and the inflation, the median distance of attacked
             references to themselves over that of the triplets' distorted images. What has no judgement is
@@ -241,8 +242,9 @@ def train(
         DatasetError: the data are too few, differ in size, or lack judgements.
         MissingExtraError: TensorBoard is not installed (extra 'tensorboard').
         OSError: files cannot be written.
-        RuntimeError: the loss or its gradient is not finite for several steps in a row. A single such step is
-            left out, with a warning; no such step reaches the state that is kept.
+        RuntimeError: the loss or its gradient is not finite for several steps in a row, or distances to
+            validate on are NaN; the message says how to go on in another folder. A single such step is left
+            out, with a warning; no such step reaches the state that is kept.
         ValueError: arguments do not fit, the folder holds something else, or another process trains in it.
     """
     settings, teachers = settings or Settings(), teachers or {}
@@ -500,7 +502,7 @@ def _diverged(run: RunFolder, recipe: Recipe, step: int, what: str) -> RuntimeEr
     """Return the error of a run that cannot go on."""
     kept, options = "no step is kept. Train", f"--lr {recipe.lr / 10:g}"
     if run.state_file.exists():
-        kept = f"{run.state_file} keeps an earlier step. Train on from it"
+        kept = f"{run.state_file} keeps an earlier step. Go on from it"
         options += f" --weights {run.state_file}" + " --train all" * (recipe.train == "scratch")
     return RuntimeError(
         f"step {step}: {what}; {kept} in another folder, with a lower lr ({options}); a lower clip, or "

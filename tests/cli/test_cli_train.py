@@ -210,7 +210,7 @@ def test_a_run_that_diverged_is_left_by_the_way_that_its_error_names(data, start
     assert status == 1
     kept = tmp_path / "run" / "state.safetensors"
     assert re.fullmatch(
-        rf"rlpips: error: step \d+: LPIPS gives NaN for example \d; {kept} keeps an earlier step\. Train on from "
+        rf"rlpips: error: step \d+: LPIPS gives NaN for example \d; {kept} keeps an earlier step\. Go on from "
         rf"it in another folder, with a lower lr \(--lr 0.0001 --weights {kept}\); .*\n",
         err,
     )

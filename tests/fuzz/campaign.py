@@ -151,7 +151,7 @@ def states(folder: Path) -> Iterator[Example]:
         "loss": {"weight": torch.rand(40, 40, generator=generator)},
         "rows": [{"step": 7, "loss": 0.5}],
     }
-    run.save_state(state)
+    run.save_state(state, state["loss"])
     data = run.state_file.read_bytes()
 
     def example(rng: random.Random) -> bool:
