@@ -222,9 +222,9 @@ def train(
             `p1` `(3, H, W)` in [-1, 1], all of one size, `judge`, the share that chose `p1`, and `index`.
             Where `judge` is NaN, the image that the teachers think nearer counts as chosen.
         out: the run's folder: made, or the one of the same run that was interrupted. Beside the metric it
-            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.safetensors`, which is a checkpoint of the
-            metric so far, too, the teachers' distances and, where there are attacks and triplets to validate
-            on, pictures of attacked ones (`samples`).
+            keeps `run.json`, the tables `log.csv` and `scores.csv`, `state.safetensors`, a checkpoint
+            of the metric so far, the teachers' distances and, where there are attacks and triplets to
+            validate on, pictures of attacked ones (`samples`).
         validation: triplets that scores are measured on, before training (epoch 0) and after each epoch: the
             accuracy, as they are and under attack, and the inflation, the median distance of attacked
             references to themselves over that of the triplets' distorted images. What has no judgement is
