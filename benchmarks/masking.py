@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rlpips.attacks import APGD, PGD, TripletClassifier
-from rlpips.attacks.objectives import Metric, RankFlip
+from rlpips.attacks.metrics import Metric
+from rlpips.attacks.objectives import RankFlip
 
 EPS = 4 / 255
 

@@ -1,7 +1,13 @@
-"""Attacks on metrics: searches for small changes of an image, and the objectives that they climb."""
+"""Attacks on metrics: searches for small changes of an image, and the objectives that they increase."""
 
+from rlpips.attacks.apgd import APGD
+from rlpips.attacks.base import Attack
+from rlpips.attacks.classifier import TripletClassifier
 from rlpips.attacks.objectives import Deflate, FeatureMSE, Inflate, Objective, RankFlip, SemanticSimilarity
-from rlpips.attacks.searches import APGD, PGD, SSA, Attack, StAdv, TripletClassifier, parse_attack
+from rlpips.attacks.parse import parse_attack
+from rlpips.attacks.pgd import PGD
+from rlpips.attacks.ssa import SSA
+from rlpips.attacks.stadv import StAdv
 
 __all__ = [
     "APGD",

@@ -1,18 +1,14 @@
-"""What an attack on a metric pursues: a value per image, which it makes as large as its budget allows.
+"""What an attack on a metric pursues: a value per image, which it makes as large as its budget allows."""
 
-A metric is any callable that maps two batches of images `(N, 3, H, W)` to N distances. Of a metric with a
-method `reference`, such as `rlpips.LPIPS`, the activations of all images that are not attacked are computed
-once, so that a step of an attack costs one pass through the backbone for each attacked image.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Metric = Callable[[Any, Any], Tensor]
+from rlpips.attacks.metrics import Metric, distances, metric_name, precompute
+
 PERTURB = ("x0", "x1", "ref", "x0+x1")
+"""What an attacker of a triplet may change."""
 
 
 class Objective:
@@ -29,30 +25,13 @@ class Objective:
         raise NotImplementedError
 
 
-def name_of(metric: Any) -> str:
-    """Return a metric's name for messages: that of the function or of the class."""
-    return str(getattr(metric, "__qualname__", type(metric).__qualname__))
-
-
 def _brief(objective: Objective, metric: Any, **held: Any) -> str:
     """Describe an objective by what it holds, in one line."""
     text = repr(metric)
     if text.startswith("<") or "\n" in text:
-        text = name_of(metric)
+        text = metric_name(metric)
     listed = ", ".join(f"{name}={value}" for name, value in held.items())
     return f"{type(objective).__name__}({text}, {listed})"
-
-
-def activated(metric: Metric, images: Tensor) -> Any:
-    """Run images through the backbone, if the metric can do that apart, to compare them often."""
-    reference = getattr(metric, "reference", None)
-    return images if reference is None else reference(images)
-
-
-def distances(metric: Metric, a: Any, b: Any) -> Tensor:
-    """Measure distances `(N,)`, averaging over all dimensions of a result but the first."""
-    measured = metric(a, b)
-    return measured.reshape(measured.shape[0], -1).mean(dim=1)
 
 
 class RankFlip(Objective):
@@ -103,7 +82,7 @@ class RankFlip(Objective):
         self.x0_is_right = judge.flatten().to(ref.device) < 0.5
         with torch.no_grad():
             images = {"x0": x0, "x1": x1, "ref": ref}
-            self._fixed = {k: activated(metric, v) for k, v in images.items() if k not in perturb.split("+")}
+            self._fixed = {k: precompute(metric, v) for k, v in images.items() if k not in perturb.split("+")}
             self._distance = {
                 k: distances(metric, self._fixed[k], self._fixed["ref"])
                 for k in ("x0", "x1")
@@ -116,7 +95,7 @@ class RankFlip(Objective):
     def distances(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distances of the first and the second image to the reference, each `(len(index),)`."""
         if self.perturb == "ref":
-            moved = activated(self.metric, x)
+            moved = precompute(self.metric, x)
             d0, d1 = (distances(self.metric, self._fixed[k][index], moved) for k in ("x0", "x1"))
             return d0, d1
         candidates = dict(zip(self.perturb.split("+"), x.unbind(1) if x.ndim == 5 else (x,), strict=True))
@@ -148,7 +127,7 @@ class Inflate(Objective):
         self.metric = metric
         self.goal = goal
         with torch.no_grad():
-            self._anchor = activated(metric, x)
+            self._anchor = precompute(metric, x)
 
     def __repr__(self) -> str:
         return _brief(self, self.metric, x=tuple(self._anchor.shape), goal=self.goal)
@@ -205,8 +184,8 @@ class SemanticSimilarity(Objective):
     def __init__(self, triplets: RankFlip) -> None:
         self.metric = triplets.metric
         with torch.no_grad():
-            self._ref = activated(self.metric, triplets.ref)
-            self._other = activated(self.metric, triplets.other)
+            self._ref = precompute(self.metric, triplets.ref)
+            self._other = precompute(self.metric, triplets.other)
         away = triplets.x0_is_right == (triplets.perturb == "x0")
         self._sign = torch.where(away, 1.0, -1.0)
 
@@ -215,6 +194,6 @@ class SemanticSimilarity(Objective):
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the differences."""
-        moved = activated(self.metric, x)
+        moved = precompute(self.metric, x)
         own = distances(self.metric, moved, self._ref[index])
         return self._sign[index] * (own - distances(self.metric, moved, self._other[index]))

@@ -24,7 +24,7 @@ from rlpips.cli.options import (
 if TYPE_CHECKING:
     import torch
 
-    from rlpips.attacks.objectives import Metric
+    from rlpips.attacks.metrics import Metric
     from rlpips.evaluation.robustness_report import RobustnessReport
     from rlpips.evaluation.scores import Array
     from rlpips.evaluation.worst_examples import Image
@@ -145,7 +145,7 @@ def _add_output_options(report: argparse.ArgumentParser) -> None:
 
 def _attack(text: str) -> str:
     """Check an attack while the command line is read, so that a wrong one is wrong usage."""
-    from rlpips.attacks.searches import parse_attack
+    from rlpips.attacks.parse import parse_attack
 
     try:
         parse_attack(text)
@@ -156,7 +156,8 @@ def _attack(text: str) -> str:
 
 def _attack_on_images(text: str) -> str:
     """Check an attack that has no triplets."""
-    from rlpips.attacks.searches import SSA, parse_attack
+    from rlpips.attacks.parse import parse_attack
+    from rlpips.attacks.ssa import SSA
 
     if isinstance(parse_attack(_attack(text)), SSA):
         raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
@@ -171,7 +172,7 @@ def _seed(text: str) -> int:
 
 
 def _two_afc(options: argparse.Namespace) -> int:
-    from rlpips.attacks.searches import parse_attack
+    from rlpips.attacks.parse import parse_attack
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.figures import margins
     from rlpips.evaluation.result_cache import Measurements
@@ -250,7 +251,7 @@ def _jnd(options: argparse.Namespace) -> int:
 
 def _robustness(options: argparse.Namespace) -> int:
     check(options)
-    from rlpips.attacks.searches import parse_attack
+    from rlpips.attacks.parse import parse_attack
     from rlpips.evaluation.figures import histograms
     from rlpips.evaluation.result_cache import ResultCache
     from rlpips.evaluation.robustness_report import robustness

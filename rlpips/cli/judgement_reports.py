@@ -13,7 +13,7 @@ from rlpips.cli.options import UNDEFINED, check, columns, load_metric, settings,
 if TYPE_CHECKING:
     import torch
 
-    from rlpips.attacks.objectives import Metric
+    from rlpips.attacks.metrics import Metric
     from rlpips.data.judgements import JND, TwoAFC
     from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import Array, Score

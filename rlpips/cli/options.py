@@ -16,7 +16,7 @@ from rlpips.errors import printable
 if TYPE_CHECKING:
     import torch
 
-    from rlpips.attacks.objectives import Metric
+    from rlpips.attacks.metrics import Metric
 
 
 UNDEFINED = "not defined"  # in tables, for what is null in JSON

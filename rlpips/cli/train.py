@@ -14,7 +14,7 @@ from rlpips.cli.options import add_device_option, load_metric, positive, tell
 if TYPE_CHECKING:
     import torch
 
-    from rlpips.attacks.objectives import Metric
+    from rlpips.attacks.metrics import Metric
     from rlpips.training.recipe import Recipe
 
 _ASIDE = 200  # triplets of photos kept aside, at most

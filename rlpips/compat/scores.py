@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpips.attacks.objectives import Metric, name_of
+from rlpips.attacks.metrics import Metric, metric_name
 from rlpips.errors import UndefinedDistanceError
 from rlpips.evaluation.scores import Array, jnd_score, two_afc_score
 from rlpips.system.progress import progress
@@ -32,7 +32,7 @@ def _check_defined(func: Metric, distances: Array) -> None:
     undefined = np.isnan(distances)
     if undefined.any():
         row = int(undefined.argmax())
-        raise UndefinedDistanceError(f"{name_of(func)} gives NaN for example {row} of the loader", row)
+        raise UndefinedDistanceError(f"{metric_name(func)} gives NaN for example {row} of the loader", row)
 
 
 def score_2afc_dataset(

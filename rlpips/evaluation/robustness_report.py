@@ -23,8 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlpips.attacks.objectives import Inflate, Metric, activated, distances
-from rlpips.attacks.searches import SSA, Attack
+from rlpips.attacks.base import Attack
+from rlpips.attacks.metrics import Metric, distances, precompute
+from rlpips.attacks.objectives import Inflate
+from rlpips.attacks.ssa import SSA
 from rlpips.data.distortions import DISTORTIONS
 from rlpips.errors import ImageError, MissingExtraError, UndefinedDistanceError
 from rlpips.evaluation.report_json import report_header
@@ -296,7 +298,7 @@ class _Measuring:
         for number, rows in processes.batches(len(self._crops), self._batch_size):
             x = _batch([self._crops[i] for i in rows], self._device)
             with torch.no_grad():
-                anchors = {name: activated(metric, x) for name, metric in self._metrics.items()}
+                anchors = {name: precompute(metric, x) for name, metric in self._metrics.items()}
             own[number] = {}
             for change, make in changes.items():
                 images = make(x, rows)

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlpips.attacks.objectives import Metric, RankFlip, distances, name_of
-from rlpips.attacks.searches import SSA, Attack
+from rlpips.attacks.base import Attack
+from rlpips.attacks.metrics import Metric, distances, metric_name
+from rlpips.attacks.objectives import RankFlip
+from rlpips.attacks.ssa import SSA
 from rlpips.data.judgements import JND, TwoAFC
 from rlpips.errors import DatasetError, UndefinedDistanceError
 from rlpips.evaluation.worst_examples import Worst
@@ -149,7 +151,7 @@ def _stack(examples: Sequence[Mapping[str, Any]], key: str, device: torch.device
 
 def _undefined(metric: Metric, dataset: TwoAFC | JND, row: int) -> UndefinedDistanceError:
     named = getattr(dataset, "name_of", "example {}".format)  # training takes any items
-    return UndefinedDistanceError(f"{name_of(metric)} gives NaN for {named(row)}", row)
+    return UndefinedDistanceError(f"{metric_name(metric)} gives NaN for {named(row)}", row)
 
 
 def measure_2afc(

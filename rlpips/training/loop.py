@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from rlpips._version import __version__
-from rlpips.attacks.objectives import PERTURB, Inflate, Metric, distances
-from rlpips.attacks.searches import Attack
+from rlpips.attacks.base import Attack
+from rlpips.attacks.metrics import Metric, distances
+from rlpips.attacks.objectives import PERTURB, Inflate
 from rlpips.data.judgements import collate
 from rlpips.errors import DatasetError, MissingExtraError, UndefinedDistanceError
 from rlpips.evaluation.scores import accuracy, mean_of, measure_2afc

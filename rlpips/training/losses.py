@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from rlpips.attacks.objectives import Inflate, RankFlip, distances
-from rlpips.attacks.searches import Attack
+from rlpips.attacks.base import Attack
+from rlpips.attacks.metrics import distances
+from rlpips.attacks.objectives import Inflate, RankFlip
 from rlpips.metric.lpips import LPIPS, Reference
 from rlpips.training.recipe import Recipe
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlpips.attacks import objectives
-from rlpips.attacks.searches import Attack, parse_attack
+from rlpips.attacks.base import Attack
+from rlpips.attacks.parse import parse_attack
 from rlpips.backbones.architectures import ARCHITECTURES
 
 MODES = ("natural", "adversarial", "contrastive")

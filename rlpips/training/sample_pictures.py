@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpips.attacks.objectives import Metric, RankFlip
-from rlpips.attacks.searches import Attack
+from rlpips.attacks.base import Attack
+from rlpips.attacks.metrics import Metric
+from rlpips.attacks.objectives import RankFlip
 from rlpips.evaluation.worst_examples import Image, difference, save_side_by_side
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from rlpips.attacks.objectives import Metric, activated, distances
+from rlpips.attacks.metrics import Metric, distances, precompute
 from rlpips.data.judgements import collate
 from rlpips.errors import CheckpointError, DatasetError
 from rlpips.hub import torchfile
@@ -125,5 +125,5 @@ def _measure(
     ref, p0, p1 = (batch[name].to(device) for name in ("ref", "p0", "p1"))
     with torch.inference_mode():
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-            ref, p0, p1 = (activated(metric, each) for each in (ref, p0, p1))
+            ref, p0, p1 = (precompute(metric, each) for each in (ref, p0, p1))
         return torch.stack([distances(metric, p0, ref), distances(metric, p1, ref)], dim=1).float().cpu()

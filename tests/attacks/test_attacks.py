@@ -13,6 +13,7 @@ from peers import images, peers
 
 import rlpips
 from rlpips.attacks import APGD, PGD, SSA, StAdv, TripletClassifier, parse_attack
+from rlpips.attacks.metrics import distances
 from rlpips.attacks.objectives import (
     PERTURB,
     Deflate,
@@ -21,7 +22,6 @@ from rlpips.attacks.objectives import (
     Objective,
     RankFlip,
     SemanticSimilarity,
-    distances,
 )
 
 EPS = 4 / 255
@@ -197,7 +197,7 @@ def test_nan_is_an_error_that_names_metric_and_image(attack, later):
         return plain(a, b).masked_fill(bad & torch.tensor(not later or len(calls) == 2), torch.nan)
 
     with pytest.raises(rlpips.UndefinedDistanceError, match="broken gives NaN for image 11") as raised:
-        attack(Inflate(broken, x), x, range(10, 13))
+        attack(Inflate(broken, x), x, image_ids=range(10, 13))
     assert raised.value.image_id == 11
 
 
