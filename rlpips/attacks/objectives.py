@@ -1,4 +1,4 @@
-"""What an attack on a metric pursues: a value per image, which it makes as large as its budget allows."""
+"""Objectives: what an attack on a metric makes as large as its budget allows, one value per image."""
 
 from typing import Any
 
@@ -12,49 +12,54 @@ PERTURB = ("x0", "x1", "ref", "x0+x1")
 
 
 class Objective:
-    """A value for each image of a batch, which an attack increases; above `goal`, an image is finished.
+    """One value per image, which an attack increases.
 
-    `objective(x, index)` takes candidates for the images numbered `index` and returns `(len(index),)`. The
-    value of an image must not depend on the other images.
+    `objective(x, index)` takes candidates for the images `index` of the batch and returns their values,
+    `(len(index),)`. The value of an image must not depend on the other images.
+
+    Attributes:
+        goal: an attack stops working on an image as soon as its value is above this.
     """
 
     goal: float = float("inf")
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Return the values of candidates `x` for the images numbered `index`."""
+        """Return the values of candidates `x` for the images `index` of the batch."""
         raise NotImplementedError
 
 
-def _brief(objective: Objective, metric: Any, **held: Any) -> str:
-    """Describe an objective by what it holds, in one line."""
+def _describe(objective: Objective, metric: Any, **arguments: Any) -> str:
+    """Return the `repr` of an objective, in one line."""
     text = repr(metric)
     if text.startswith("<") or "\n" in text:
         text = metric_name(metric)
-    listed = ", ".join(f"{name}={value}" for name, value in held.items())
+    listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
     return f"{type(objective).__name__}({text}, {listed})"
 
 
 class RankFlip(Objective):
-    """Make a metric prefer the other image of a triplet than people do (2AFC).
+    """Make a metric contradict people's judgement of a triplet (2AFC).
 
-    The value is `d_chosen - d_other`, where `d_chosen` is the distance of the image that most people chose.
-    Above 0 the judgement is broken.
+    The value is `d_chosen - d_other`, where `d_chosen` is the distance of the reference to the image that
+    most people chose, and `d_other` that to the other image. Above 0 the metric ranks them the wrong way.
 
     Args:
         metric: the metric under attack.
         ref: references `(N, 3, H, W)`.
         x0: the first distorted images.
-        x1: the second.
-        judge: share of people who chose `x1`, N values in any shape; below 0.5, `x0` is the right answer.
-        perturb: what the attacker changes: 'x0', 'x1', 'ref', or 'x0+x1', each of both within the budget.
-        other: images that `SSA` pulls towards; by default the references of the next triplets in the batch.
+        x1: the second distorted images.
+        judge: share of people who chose `x1`, N values in any shape. Below 0.5, `x0` is the right answer.
+        perturb: what the attacker changes: 'x0', 'x1', 'ref' or 'x0+x1'. In the last case each of the two has
+            the whole budget.
+        other: unrelated images, which `SSA` uses. By default the references of the next triplets in the
+            batch.
 
     Attributes:
-        x: what an attack starts from, `(N, 3, H, W)`, or `(N, 2, 3, H, W)` for 'x0+x1'.
+        x: the images that an attack starts from, `(N, 3, H, W)`, or `(N, 2, 3, H, W)` for 'x0+x1'.
         x0_is_right: mask of the triplets whose `x0` most people chose.
 
     Raises:
-        ValueError: `perturb` is none of these; a judgement is NaN.
+        ValueError: `perturb` is none of the four, or a judgement is NaN.
     """
 
     goal = 0.0
@@ -90,7 +95,7 @@ class RankFlip(Objective):
             }
 
     def __repr__(self) -> str:
-        return _brief(self, self.metric, ref=tuple(self.ref.shape), perturb=self.perturb)
+        return _describe(self, self.metric, ref=tuple(self.ref.shape), perturb=self.perturb)
 
     def distances(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distances of the first and the second image to the reference, each `(len(index),)`."""
@@ -107,18 +112,20 @@ class RankFlip(Objective):
         return d0, d1
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Return by how much the judgement is broken."""
+        """Return `d_chosen - d_other`, `(len(index),)`."""
         d0, d1 = self.distances(x, index)
         return torch.where(self.x0_is_right[index], d0 - d1, d1 - d0)
 
 
 class Inflate(Objective):
-    """Push images as far as the budget allows from themselves, or from their references.
+    """Make the distance from images `x` as large as the budget allows.
+
+    Start the attack from `x` itself to find images that look the same and are far away.
 
     Args:
         metric: the metric under attack.
         x: images `(N, 3, H, W)`, from which distances are measured.
-        goal: a distance above which an image is finished; by default none is.
+        goal: an attack stops at a distance above this. By default it uses all its steps.
     """
 
     _sign = 1.0
@@ -130,23 +137,27 @@ class Inflate(Objective):
             self._anchor = precompute(metric, x)
 
     def __repr__(self) -> str:
-        return _brief(self, self.metric, x=tuple(self._anchor.shape), goal=self.goal)
+        return _describe(self, self.metric, x=tuple(self._anchor.shape), goal=self.goal)
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Return the distances."""
+        """Return the distance of each candidate to its image; for `Deflate`, minus the distance."""
         return self._sign * distances(self.metric, x, self._anchor[index])
 
 
 class Deflate(Inflate):
-    """Make images look near to others that are visibly different; the value is minus the distance."""
+    """Make the distance to images `x`, which look different, as small as the budget allows.
+
+    The value is minus the distance. The arguments are those of `Inflate`.
+    """
 
     _sign = -1.0
 
 
 class FeatureMSE(Objective):
-    """Push the activations of images away from those of `x`: mean squared differences, summed over layers.
+    """Push the activations of images away from those of `x`.
 
-    The histograms of the R-LPIPS paper attack this instead of the distance itself.
+    The value is the mean squared difference of activations, summed over layers. The histograms in the R-LPIPS
+    paper (arXiv 2307.15157) attack this instead of the distance itself.
 
     Args:
         metric: a metric with a method `reference`, such as `rlpips.LPIPS`.
@@ -160,10 +171,10 @@ class FeatureMSE(Objective):
         self._shape = tuple(x.shape)
 
     def __repr__(self) -> str:
-        return _brief(self, self.metric, x=self._shape)
+        return _describe(self, self.metric, x=self._shape)
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Return the sums."""
+        """Return the mean squared differences, summed over layers."""
         moved = self.metric.reference(x).activations
         layers = [
             (f - g[index]).square().flatten(1).mean(1) for f, g in zip(moved, self._anchor, strict=True)
@@ -172,13 +183,13 @@ class FeatureMSE(Objective):
 
 
 class SemanticSimilarity(Objective):
-    """Push images from their own references to unrelated ones, or back (Luo et al. 2022, CVPR).
+    """Push images away from their reference and towards an unrelated one (after Luo et al. 2022, CVPR).
 
-    The value is the distance to the own reference minus that to the other one, or the negative of that where
-    the attacked image is not the one that people chose.
+    The value is the distance to the own reference minus the distance to the unrelated one. Where the attacked
+    image is not the one that people chose, the value is the negative of this.
 
     Args:
-        triplets: what gives the metric, the references and the judgements, on 'x0' or 'x1'.
+        triplets: a `RankFlip` on 'x0' or 'x1'. It provides the metric, the references and the judgements.
     """
 
     def __init__(self, triplets: RankFlip) -> None:
@@ -190,10 +201,10 @@ class SemanticSimilarity(Objective):
         self._sign = torch.where(away, 1.0, -1.0)
 
     def __repr__(self) -> str:
-        return _brief(self, self.metric, ref=tuple(self._ref.shape))
+        return _describe(self, self.metric, ref=tuple(self._ref.shape))
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Return the differences."""
+        """Return the signed differences of the two distances."""
         moved = precompute(self.metric, x)
         own = distances(self.metric, moved, self._ref[index])
         return self._sign[index] * (own - distances(self.metric, moved, self._other[index]))
