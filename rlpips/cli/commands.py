@@ -400,7 +400,7 @@ def _triplets(options: argparse.Namespace) -> int:
 
 
 def _data_download(options: argparse.Namespace) -> int:
-    from rlpips.data.judgements import download
+    from rlpips.data.bapps import download
 
     print(download(options.name, options.folder))
     return 0

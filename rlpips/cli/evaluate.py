@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import torch
 
     from rlpips.attacks.metrics import Metric
+    from rlpips.evaluation.pictures import Image
     from rlpips.evaluation.robustness_report import RobustnessReport
     from rlpips.evaluation.scores import Array
-    from rlpips.evaluation.worst_examples import Image
 
 _ATTACKS = (
     "linf, l2, apgd-linf, apgd-l2, ssa (EPS on the [0, 1] scale) or stadv (pixels), such as linf:4/255:50"
@@ -175,9 +175,10 @@ def _two_afc(options: argparse.Namespace) -> int:
     from rlpips.attacks.parse import parse_attack
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.figures import margins
+    from rlpips.evaluation.pictures import magnified_difference
     from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import accuracy, margin, mean_of, measure_2afc, two_afc_score
-    from rlpips.evaluation.worst_examples import Worst, difference
+    from rlpips.evaluation.worst_examples import WorstImages
     from rlpips.system.processes import Processes
 
     attacks = {text: parse_attack(text, seed=options.seed) for text in options.attack}
@@ -189,7 +190,7 @@ def _two_afc(options: argparse.Namespace) -> int:
     def measure(
         metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any
     ) -> Measurements:
-        worst = Worst()
+        worst = WorstImages()
         d0, d1, judge = measure_2afc(
             metric,
             TwoAFC(options.data, [task["subset"]]),
@@ -209,7 +210,7 @@ def _two_afc(options: argparse.Namespace) -> int:
         if attacked is not None:
             names = perturb.split("+")
             for name, image in zip(names, attacked.reshape(len(names), *images["ref"].shape), strict=True):
-                row += [image, difference(images[name], image)]
+                row += [image, magnified_difference(images[name], image)]
         return row
 
     report = Judged(
@@ -226,9 +227,9 @@ def _two_afc(options: argparse.Namespace) -> int:
 def _jnd(options: argparse.Namespace) -> int:
     from rlpips.data.judgements import JND
     from rlpips.evaluation.figures import agreement
+    from rlpips.evaluation.pictures import magnified_difference
     from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import disagreement, jnd_score, measure_jnd
-    from rlpips.evaluation.worst_examples import difference
 
     def measure(
         metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any
@@ -240,7 +241,7 @@ def _jnd(options: argparse.Namespace) -> int:
 
     def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":  # noqa: ARG001
         p0, p1 = item["p0"].numpy(), item["p1"].numpy()
-        return [p0, p1, difference(p0, p1)]
+        return [p0, p1, magnified_difference(p0, p1)]
 
     def draw(judged: "dict[str, dict[str, Sequence[Array]]]", path: Path) -> None:
         agreement({metric: (d, same) for metric, cases in judged.items() for d, same in cases.values()}, path)
@@ -254,7 +255,7 @@ def _robustness(options: argparse.Namespace) -> int:
     from rlpips.attacks.parse import parse_attack
     from rlpips.evaluation.figures import histograms
     from rlpips.evaluation.result_cache import ResultCache
-    from rlpips.evaluation.robustness_report import robustness
+    from rlpips.evaluation.robustness_measurement import robustness
     from rlpips.scoring.folders import files
     from rlpips.system.processes import torchrun_group
     from rlpips.system.progress import progress

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from rlpips.attacks.metrics import Metric
     from rlpips.data.judgements import JND, TwoAFC
+    from rlpips.evaluation.pictures import Image
     from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import Array, Score
-    from rlpips.evaluation.worst_examples import Image
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ def _save_worst(
     pooled: "dict[str, dict[str, tuple[Measurements, list[int], str]]]",
 ) -> None:
     """Write the worst examples as `FOLDER/METRIC/CASE/RANK-SUBSET-NAME.png`."""
-    from rlpips.evaluation.worst_examples import file_names, save_side_by_side, worst
+    from rlpips.evaluation.pictures import file_names, save_side_by_side
+    from rlpips.evaluation.worst_examples import worst
 
     metrics = file_names(list(pooled))
     for metric, cases in pooled.items():

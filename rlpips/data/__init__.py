@@ -1,7 +1,8 @@
 """Judgements on disk, and triplets made from photos."""
 
+from rlpips.data.bapps import download
 from rlpips.data.distortions import DISTORTIONS, Distortion, combine
-from rlpips.data.judgements import JND, TwoAFC, collate, download
+from rlpips.data.judgements import JND, TwoAFC, collate
 from rlpips.data.triplets import PhotoTriplets, TripletsMade, make_triplets
 
 __all__ = [

@@ -1,7 +1,8 @@
 """How well metrics agree with judgements, and how far attacks move them."""
 
 from rlpips.evaluation.figures import agreement, histograms, margins
-from rlpips.evaluation.robustness_report import RobustnessReport, robustness
+from rlpips.evaluation.robustness_measurement import robustness
+from rlpips.evaluation.robustness_report import RobustnessReport
 from rlpips.evaluation.scores import (
     Score,
     accuracy,

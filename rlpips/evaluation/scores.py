@@ -19,7 +19,7 @@ from rlpips.attacks.objectives import RankFlip
 from rlpips.attacks.ssa import SSA
 from rlpips.data.judgements import JND, TwoAFC
 from rlpips.errors import DatasetError, UndefinedDistanceError
-from rlpips.evaluation.worst_examples import Worst
+from rlpips.evaluation.worst_examples import WorstImages
 from rlpips.images import resize
 from rlpips.system.processes import Processes
 
@@ -163,7 +163,7 @@ def measure_2afc(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     limit: int | None = None,
-    worst: Worst | None = None,
+    worst: WorstImages | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Measure the triplets of a data set, after an attack if one is given.

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlpips.attacks.base import Attack
 from rlpips.attacks.metrics import Metric
 from rlpips.attacks.objectives import RankFlip
-from rlpips.evaluation.worst_examples import Image, difference, save_side_by_side
+from rlpips.evaluation.pictures import Image, magnified_difference, save_side_by_side
 
 
 def save_attacked_triplets(
@@ -44,7 +44,7 @@ def save_attacked_triplets(
     columns = [_images(each) for each in (ref, x0, x1)]
     shape = (len(ref), -1, *ref.shape[1:])
     for before, after in zip(objective.x.view(shape).unbind(1), attacked.view(shape).unbind(1), strict=True):
-        changes = map(difference, _images(before), _images(after))
+        changes = map(magnified_difference, _images(before), _images(after))
         columns += [_images(after), list(changes)]
     save_side_by_side(path, [np.concatenate(column, axis=1) for column in columns])
 

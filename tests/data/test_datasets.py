@@ -17,8 +17,7 @@ from server import Server
 
 import rlpips
 from rlpips import JND, DatasetError, TwoAFC
-from rlpips.data import download
-from rlpips.data import judgements as datasets
+from rlpips.data import bapps, download
 from rlpips.hub import downloads
 from rlpips.system import shared_folders
 
@@ -310,10 +309,10 @@ def test_a_broken_transfer_leaves_a_part_and_no_data_set(whole, tmp_path, online
 def test_of_two_processes_at_once_one_fetches_and_the_other_waits(whole, tmp_path, online):
     with Server(whole) as server:
         script = (
-            "from rlpips.data import judgements as datasets\n"
+            "from rlpips.data import bapps\n"
             "from rlpips.system import locks\n"
             "locks._PATIENCE = 0.0\n"
-            f"datasets.download('bapps-val', {str(tmp_path)!r}, url={server.url('held')!r})\n"
+            f"bapps.download('bapps-val', {str(tmp_path)!r}, url={server.url('held')!r})\n"
         )
         environment = {
             **os.environ,
@@ -423,7 +422,7 @@ def test_an_archive_that_is_no_data_set_is_deleted(whole, tmp_path, spoil, messa
     with pytest.raises(DatasetError, match=message) as caught:
         download("bapps-val", tmp_path)
     assert "deleted" in str(caught.value)
-    assert str(caught.value).endswith("another call fetches it anew")
+    assert str(caught.value).endswith("another call downloads it again")
     assert not visible(tmp_path)
 
 
@@ -474,5 +473,5 @@ def test_an_unknown_name(tmp_path):
 
 
 def test_the_addresses_are_those_of_the_authors():
-    for archive in datasets._ARCHIVES.values():
+    for archive in bapps._ARCHIVES.values():
         assert re.fullmatch(r"(twoafc_(val|train)|jnd)\.tar\.gz", archive.file)

@@ -14,7 +14,8 @@ import rlpips
 from rlpips.attacks import PGD, SSA
 from rlpips.cli import main
 from rlpips.data import DISTORTIONS as EVERY
-from rlpips.evaluation.robustness_report import STRENGTH, robustness
+from rlpips.evaluation.image_changes import STRENGTH
+from rlpips.evaluation.robustness_measurement import robustness
 from rlpips.hub.checkpoints import tensors_digest
 
 EPS = 4 / 255
@@ -26,7 +27,7 @@ ATTACKS = {"linf:4/255:3": PGD("linf", EPS, 3), "l2:0.5:2": PGD("l2", 0.5, 2)}
 def few_distortions():
     """All of them take a second for each run, and say no more about what is tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlpips.evaluation.robustness_report.DISTORTIONS", DISTORTIONS)
+        patch.setattr("rlpips.evaluation.image_changes.DISTORTIONS", DISTORTIONS)
         yield
 
 
@@ -258,7 +259,7 @@ def test_nan_of_one_metric_is_told_and_leaves_the_others_their_numbers(folder):
 
 
 def test_the_command_end_to_end(real_weights, shared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("rlpips.evaluation.robustness_report.DISTORTIONS", EVERY)
+    monkeypatch.setattr("rlpips.evaluation.image_changes.DISTORTIONS", EVERY)
     report, plot, saved = tmp_path / "report.json", tmp_path / "figure.png", tmp_path / "worst"
     attack = "linf:4/255:10"
     metric = rlpips.LPIPS()
