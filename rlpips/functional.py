@@ -216,7 +216,7 @@ class _Trunk(LPIPS):
 
     def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Map images `(N, 3, H, W)` to features."""
-        return self.net.activations(self._scale(images, normalize))
+        return tuple(self.net.features(self._scale(images, normalize)))
 
 
 class _Trunks(threading.local):

@@ -1,4 +1,4 @@
-"""The networks whose activations are compared: AlexNet, VGG16 and SqueezeNet, cut into slices."""
+"""The networks whose features are compared: AlexNet, VGG16 and SqueezeNet, cut into slices."""
 
 from rlpips.backbones.architectures import ARCHITECTURES, Architecture, Backbone, architecture
 

@@ -1,24 +1,21 @@
 """The convolutional networks whose activations LPIPS compares: AlexNet, VGG16 and SqueezeNet 1.1.
 
-Layers, names and random initialisation are those of torchvision's `features`; only what LPIPS reads is built,
-so there is no classifier. Slices keep torchvision's layer numbers, as in `lpips`: `net.slice2.3.weight`
-here is `features.3.weight` there.
+Layers, names and random initialisation are those of torchvision's `features`. Only the layers that LPIPS
+reads are built; there is no classifier. Slices keep torchvision's layer numbers, as in `lpips`:
+`net.slice2.3.weight` here is `features.3.weight` there.
 """
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from rlpips.system.autograd import eager
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
+from rlpips.backbones.convolutions import Conv2d, ImageConv2d, forget_layout
+from rlpips.backbones.pooling import MaxPool2d
 
 
 class AlexNetFeatures(NamedTuple):
@@ -53,144 +50,8 @@ class SqueezeNetFeatures(NamedTuple):
     relu7: Tensor
 
 
-class _Kept(NamedTuple):
-    """A copy of a weight in channels-last memory, and what the weight was when it was made.
-
-    Attributes:
-        source: shares the weight's memory.
-        version: counts changes of it.
-        sums: of the bits of each output channel's values.
-        copy: the copy.
-    """
-
-    source: Tensor
-    version: int
-    sums: Tensor
-    copy: Tensor
-
-
-_kept: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
-
-
-def laid_out(weight: Tensor) -> Tensor:
-    """Return a weight `(O, I, h, w)` as a CPU's convolutions of channels-last activations read it fastest.
-
-    Parameters are plain contiguous tensors to whoever looks at them. Laying them out takes up to half of the
-    time of small images, so a copy of frozen ones is kept until they change: by assignment to `.data`, an
-    operation in place, or one in place on `.data`, which PyTorch does not count. Sums of bits tell that.
-    """
-    last = torch.channels_last
-    if weight.device.type != "cpu" or not eager() or weight.is_contiguous(memory_format=last):
-        return weight
-    plain = type(weight) is nn.Parameter and weight.is_contiguous()
-    if weight.requires_grad or not plain or weight.is_inference():
-        return weight.contiguous(memory_format=last)
-    kept = _kept.get(weight)
-    sums = _sums(weight)
-    if (
-        kept is None
-        or not weight.is_set_to(kept.source)
-        or weight._version != kept.version
-        or not torch.equal(sums, kept.sums)
-    ):
-        source = weight.detach()
-        _kept[weight] = kept = _Kept(source, weight._version, sums, source.contiguous(memory_format=last))
-    return kept.copy
-
-
-def _sums(weight: Tensor) -> Tensor:
-    """Add the bits of each output channel's values as integers, which any change of one value changes."""
-    integers = _INTEGERS[weight.element_size()]
-    return weight.detach().flatten(1).view(integers).sum(dim=1, dtype=integers)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution of channels-last activations."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = super()._conv_forward(input, laid_out(weight), bias)
-        return out
-
-
-class ImageConv2d(nn.Conv2d):
-    """The convolution that images enter, which on a CPU leaves activations in channels-last memory.
-
-    A stride of s over three channels is the same sum as none over the 3 * s * s channels of s x s pixels side
-    by side, which takes a CPU a third of the time in the backward pass. Where there is none, the stride is
-    faster. The mode decides, not the images, so that equal images stay equal if one needs a gradient.
-
-    Under autocast it rounds what it returns and not the images, which would make most of the error.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve images `(N, 3, H, W)`."""
-        device = x.device.type
-        rounding = device != "meta" and torch.is_autocast_enabled(device)
-        if rounding and self.weight.dtype == torch.float32:
-            with torch.autocast(device, enabled=False):
-                return self._convolve(x.float()).to(torch.get_autocast_dtype(device))
-        return self._convolve(x)
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return super().forward(x)
-        # permute and pad rather than contiguous(memory_format), which vmap does not know
-        x = x.permute(0, 2, 3, 1)
-        if not torch.is_grad_enabled():
-            x = x.contiguous().permute(0, 3, 1, 2)
-            out: Tensor = self._conv_forward(x, laid_out(self.weight), self.bias)
-            return out
-        stride, size, edge = self.stride[0], self.kernel_size[0], int(self.padding[0])
-        reach = -(-size // stride)  # of the kernel, in blocks of s x s pixels
-        rows, columns = ((n + 2 * edge - size) // stride + reach for n in x.shape[1:3])
-        below, right = rows * stride - x.shape[1] - edge, columns * stride - x.shape[2] - edge
-        x = F.pad(x, (0, 0, edge, right, edge, below))
-        weight = laid_out(self.weight)
-        if stride > 1:
-            x = x.reshape(-1, rows, stride, columns, stride, x.shape[3]).transpose(2, 3).flatten(3)
-            weight = F.pad(weight, (0, reach * stride - size) * 2)
-            weight = weight.reshape(*weight.shape[:2], reach, stride, reach, stride)
-            weight = weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias)
-
-
-class MaxPool2d(nn.MaxPool2d):
-    """Pooling that finds the places of maxima again when a gradient needs them, rather than store them."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool `(N, C, H, W)`."""
-        pooled: Tensor
-        if torch.is_grad_enabled() and x.requires_grad and eager():
-            pooled = _Pool.apply(x, (self.kernel_size, self.stride, self.padding, 1, self.ceil_mode))
-        else:
-            pooled = super().forward(x)
-        return pooled
-
-
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.window = window
-        pooled: Tensor = F.max_pool2d(x, *window)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        with torch.no_grad():
-            _, places = torch.ops.aten.max_pool2d_with_indices(x, *_pairs(ctx.window))
-        found: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *_pairs(ctx.window), places)
-        return found, None
-
-
-def _pairs(window: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Write a window as the operators want it: numbers for height and width."""
-    return (*([each, each] for each in window[:4]), window[4])
-
-
 class Fire(nn.Module):
-    """SqueezeNet's module: a 1x1 squeeze, then 1x1 and 3x3 expansions side by side (arXiv 1602.07360)."""
+    """The block of SqueezeNet: a 1x1 convolution, then a 1x1 and a 3x3 one side by side (arXiv 1602.07360)."""
 
     def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
         super().__init__()
@@ -260,17 +121,17 @@ def _init_squeezenet(conv: nn.Conv2d) -> None:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What distinguishes one backbone from another.
+    """The description of a backbone.
 
     Attributes:
-        name: LPIPS' name for it.
-        checkpoint: name of its ImageNet weights in the registry.
-        layers: makes the list of layers, numbered as torchvision's `features`.
+        name: its name in LPIPS.
+        checkpoint: the name of its ImageNet weights in the registry.
+        layers: returns new layers, numbered as in torchvision's `features`.
         ends: for each slice, the number of the layer after its last one.
-        channels: channels of each slice's output.
-        output: the named tuple that `forward` returns.
-        min_size: the least height and width that leave something after the last pooling.
-        init: fills one convolution with torchvision's random initial weights.
+        channels: the channels of each slice's output.
+        output: the named tuple that `Backbone.forward` returns.
+        min_size: the smallest height and width of an image, so that something is left after the last pooling.
+        init: fills a convolution with random weights as torchvision does.
     """
 
     name: str
@@ -300,10 +161,10 @@ ARCHITECTURES = {
 
 
 def architecture(net: str) -> Architecture:
-    """Look an architecture up by LPIPS' name: 'alex', 'vgg' (or 'vgg16') or 'squeeze'.
+    """Return the architecture with this name: 'alex', 'vgg' (or 'vgg16') or 'squeeze'.
 
     Raises:
-        ValueError: no such backbone.
+        ValueError: there is no backbone with this name.
     """
     try:
         return ARCHITECTURES["vgg" if net == "vgg16" else net]
@@ -312,9 +173,9 @@ def architecture(net: str) -> Architecture:
 
 
 class Backbone(nn.Module):
-    """A backbone cut into the slices `slice1`, `slice2`, ... whose outputs LPIPS compares.
+    """A network that is cut into slices `slice1`, `slice2`, ... LPIPS compares the output of each slice.
 
-    Its parameters are not initialised: load a state dict or call `init_random`.
+    The constructor does not initialise the parameters: call `load_features` or `init_random`.
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -326,40 +187,48 @@ class Backbone(nn.Module):
         for k, (start, end) in enumerate(itertools.pairwise((0, *arch.ends)), start=1):
             named = {str(i): layers[i] for i in range(start, end)}
             self.add_module(f"slice{k}", nn.Sequential(OrderedDict(named)))
-        self.to_empty(device=torch.empty(0).device)  # get_default_device sees no `with` before torch 2.7
+        self.to_empty(device=torch.empty(0).device)  # before torch 2.7, get_default_device ignores `with`
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
-        """Move or convert the parameters, of which no copies are kept where they were."""
+        """Move or convert the parameters, and free the cached copies of their old values."""
         for parameter in self.parameters():
-            _kept.pop(parameter, None)
+            forget_layout(parameter)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def init_random(self) -> None:
-        """Fill the parameters from torch's global generator, as torchvision's constructors do."""
+        """Fill the parameters with random values from torch's global generator, as torchvision does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 self._arch.init(module)
 
     def load_features(self, features: Mapping[str, Tensor]) -> None:
-        """Copy in the tensors of a state dict with torchvision's names, `features.0.weight` and so on."""
+        """Load a state dict with torchvision's names, such as `features.0.weight`."""
         names = {key: "features." + key.split(".", 1)[1] for key in self.state_dict()}
         self.load_state_dict({key: features[name] for key, name in names.items()})
 
     @property
     def in_channels(self) -> int | None:
-        """How many channels images must have, if the first layer says so."""
+        """The number of channels that images must have, or None if the first layer does not say."""
         channels: int | None = getattr(next(next(self.children()).children(), None), "in_channels", None)
         return channels
 
-    def activations(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images `(N, 3, H, W)`, already scaled, to one activation a slice, in any memory format."""
-        activations = []
+    def features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the features of each slice, `(N, C, h, w)`, in any memory format.
+
+        A slice runs when its features are asked for.
+
+        Args:
+            x: scaled images, `(N, 3, H, W)`.
+        """
         for part in self.children():
             x = part(x)
-            activations.append(x)
-        return tuple(activations)
+            yield x
 
     def forward(self, x: Tensor) -> Any:
-        """Map images `(N, 3, H, W)`, already scaled, to a named tuple: a contiguous activation a slice."""
-        return self._arch.output(*(f.contiguous() for f in self.activations(x)))
+        """Return the features of each slice as a named tuple of contiguous tensors.
+
+        Args:
+            x: scaled images, `(N, 3, H, W)`.
+        """
+        return self._arch.output(*(f.contiguous() for f in self.features(x)))

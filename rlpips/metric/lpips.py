@@ -555,7 +555,7 @@ class LPIPS(nn.Module):
     def _activate(self, images: Tensor, normalize: bool, source: "_Source | None" = None) -> "Reference":
         x = self._scale(images, normalize)
         if self._own_net():
-            features = self.net.activations(x)
+            features = tuple(self.net.features(x))
         else:
             found = self.net(x)
             features = tuple(found[k] for k in range(self.L))

@@ -14,7 +14,7 @@ from peers import images, peers
 from safetensors.torch import load_file, save_file
 
 import rlpips
-from rlpips.backbones import architectures as backbones
+from rlpips.backbones import convolutions
 
 
 @pytest.fixture
@@ -141,9 +141,9 @@ def test_a_change_of_parameters_counts_at_once(change, pair):
 def test_copies_are_neither_saved_nor_kept_longer_than_their_parameters(pair):
     metric = build()
     size = len(pickle.dumps(metric))
-    count = len(backbones._kept)
+    count = len(convolutions._laid_out)
     metric(*pair)
-    assert len(backbones._kept) > count
+    assert len(convolutions._laid_out) > count
     assert len(pickle.dumps(metric)) == size
     buffer = io.BytesIO()
     torch.save(metric, buffer)
@@ -151,7 +151,7 @@ def test_copies_are_neither_saved_nor_kept_longer_than_their_parameters(pair):
     data_set(other)
     assert not torch.allclose(other(*pair), metric(*pair), rtol=1e-5)
     del other, metric
-    assert len(backbones._kept) == count
+    assert len(convolutions._laid_out) == count
 
 
 def test_parameters_given_for_a_call_count_for_it_alone(pair):

@@ -5,8 +5,8 @@ import torch
 from peers import images, peers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlpips.backbones import architectures as backbones
-from rlpips.backbones.architectures import ImageConv2d
+from rlpips.backbones import convolutions
+from rlpips.backbones.convolutions import ImageConv2d
 from rlpips.metric import comparison
 
 NETS = ("alex", "vgg", "squeeze")
@@ -176,7 +176,7 @@ def test_a_loss_step_keeps_less_than_three_quarters_of_what_lpips_keeps(net):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             value = metric(in0, in1)
         # copies of weights, of which there is one whatever the number of steps
-        weights |= {each.copy.untyped_storage().data_ptr() for each in backbones._kept.values()}
+        weights |= {each.copy.untyped_storage().data_ptr() for each in convolutions._laid_out.values()}
         kept.append(sum(size for pointer, size in storages.items() if pointer not in weights))
         value.sum().backward()
     assert kept[0] < 0.75 * kept[1]

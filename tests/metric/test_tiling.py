@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peers import difference, images, peers
 
 import rlpips
-from rlpips.backbones import architectures as backbones
+from rlpips.backbones import convolutions
 
 NETS = {"alex": 31, "vgg": 16, "squeeze": 17}
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -156,7 +156,7 @@ def held(run, metric):
 
     def pack(tensor):
         nonlocal now, peak
-        laid_out = {kept.copy.data_ptr() for kept in backbones._kept.values()}
+        laid_out = {kept.copy.data_ptr() for kept in convolutions._laid_out.values()}
         size = 0 if tensor.data_ptr() in weights | laid_out else tensor.numel() * tensor.element_size()
         now += size
         peak = max(peak, now)
