@@ -149,7 +149,7 @@ def changed(state, **changes):
         (lambda s: {}, "an empty state dict"),
         (lambda s: {"state_dict": dict(s)}, "training checkpoint, whose weights are under 'state_dict'"),
         (lambda s: {"state": {}, "param_groups": []}, "the state of an optimizer"),
-        (lambda s: {"epoch": 3}, "a dictionary with 'epoch'"),
+        (lambda s: {"epoch": 3}, "a dictionary with 'epoch'$"),
         (lambda s: [1, 2], "a bare list"),
         (lambda s: torch.ones(3), "a bare Tensor"),
         (lambda s: torchvision.models.resnet18().state_dict(), "it looks like a ResNet"),
