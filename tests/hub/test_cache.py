@@ -18,6 +18,7 @@ from server import Server
 from users import as_nobody, needs_root
 
 import rlpips
+from rlpips.backbones import ARCHITECTURES
 from rlpips.errors import CheckpointError, WeightsUnavailableError
 from rlpips.hub import cache, checkpoints, downloads, registry
 from rlpips.system import shared_folders
@@ -441,6 +442,24 @@ def test_the_cache_lies_beside_torch_hubs(monkeypatch, tmp_path):
     assert cache.home() == tmp_path / "torch" / "rlpips"
     monkeypatch.setenv("RLPIPS_HOME", "~/weights")
     assert cache.home() == Path.home() / "weights"
+
+
+def test_the_folder_of_a_run_stands_for_its_metric(r_lpips_file, tmp_path):
+    content, metric = r_lpips_file
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    for weights in (run, str(run)):
+        with pytest.raises(FileNotFoundError, match=f"{run} holds no metric.pth: the run has not finished"):
+            rlpips.LPIPS(weights=weights)
+    (run / "metric.pth").write_bytes(content)
+    for weights in (run, str(run), run / "metric.pth"):
+        assert torch.equal(distance(rlpips.LPIPS(weights=weights)), distance(metric))
+
+
+def test_names_are_compared_by_their_letters():
+    """The shell's arguments are other strings than those in the code."""
+    assert cache.find("".join("robust"), ARCHITECTURES["alex"], "0.1").heads is not None
 
 
 @pytest.mark.parametrize(

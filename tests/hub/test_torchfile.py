@@ -178,6 +178,15 @@ def tensor(size, stride, offset=0, count=10):
     return pickled(buffer.getvalue())
 
 
+def test_tensors_of_unknown_kinds_are_named_by_their_storage(tmp_path):
+    storage = ("storage", _Global("torch QInt8Storage"), "0", "cpu", 40)
+    buffer = io.BytesIO()
+    _OldPickler(buffer, 2).dump({"a": ["REDUCE", "torch._utils _rebuild_tensor", (storage, 0, (40,), (1,))]})
+    (tmp_path / "file.pth").write_bytes(pickled(buffer.getvalue()))
+    with pytest.raises(CheckpointError, match=r"file\.pth was not loaded: .*\(torch\.QInt8Storage\)"):
+        loaded(tmp_path / "file.pth")
+
+
 def test_a_tensor_within_its_storage_is_read(tmp_path):
     (tmp_path / "file.pth").write_bytes(tensor((2, 3), (3, 1), 4))
     assert torch.equal(loaded(tmp_path / "file.pth")["a"], torch.zeros(2, 3))
