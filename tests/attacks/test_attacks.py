@@ -266,7 +266,7 @@ class Slopes(Objective):
 
     def __call__(self, x, index):
         self.seen.append(x.detach().clone())
-        return (self.slopes[len(self.seen) - 1] * x).sum(dim=(1, 2, 3))
+        return (self.slopes[len(self.seen) - 1] * x).flatten(1).sum(dim=1)
 
 
 def slopes(count, shape, seed=0):
@@ -371,7 +371,7 @@ def test_apgd_takes_the_steps_of_the_paper(norm, step_size):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_random_starts_are_uniform_in_the_ball(norm):
     x = torch.zeros(4000, 3, 1, 1)
-    objective = Slopes(torch.zeros(3, 1, 1, 1, 1))
+    objective = Slopes(torch.zeros(3, 1))
     PGD(norm, 0.2, 1)(objective, x)
     start = objective.seen[1].flatten(1) / 0.4  # in units of the ball's radius
     if norm == "linf":
@@ -410,17 +410,19 @@ def test_flows_take_the_steps_of_adam():
     assert flows[-1].abs().max() > 0.99 * eps
 
 
-def test_smoothness_brings_flows_towards_their_neighbours():
+@pytest.mark.parametrize("images_at_once", [1, 2])
+def test_smoothness_brings_flows_towards_their_neighbours(images_at_once):
     slope = 0.01
-    x = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
-    x[:, 0] += slope * torch.arange(12)
-    x[:, 1] += slope * torch.arange(12).view(-1, 1)
-    objective = Slopes(torch.zeros(3, 1, 1, 1, 1))
+    x = torch.zeros(1, images_at_once, 3, 12, 12, dtype=torch.float64)
+    x[:, :, 0] += slope * torch.arange(12)
+    x[:, :, 1] += slope * torch.arange(12).view(-1, 1)
+    x = x if images_at_once == 2 else x[0]  # as of `x0+x1`
+    objective = Slopes(torch.zeros(3, 1))
     StAdv(0.5, 1, step_size=0.001, smoothness=1.0)(objective, x)
-    first, second = (((seen - x)[0, :2] / slope)[:, 1:-1, 1:-1] for seen in objective.seen[1:])
-    around = (first[:, :-2, 1:-1] + first[:, 2:, 1:-1] + first[:, 1:-1, :-2] + first[:, 1:-1, 2:]) / 4
-    moved, inner = (second - first)[:, 1:-1, 1:-1], first[:, 1:-1, 1:-1]
-    assert torch.allclose(moved, 0.001 * (around - inner).sign(), atol=1e-6)
+    first, second = (((seen - x)[..., :2, :, :] / slope)[..., 1:-1, 1:-1] for seen in objective.seen[1:])
+    around = first[..., :-2, 1:-1] + first[..., 2:, 1:-1] + first[..., 1:-1, :-2] + first[..., 1:-1, 2:]
+    moved, inner = (each[..., 1:-1, 1:-1] for each in (second - first, first))
+    assert torch.allclose(moved, 0.001 * (around / 4 - inner).sign(), atol=1e-6)
 
 
 class Counted(Objective):
