@@ -51,6 +51,14 @@ def test_lengths_are_those_of_the_values_not_rounded_again(block, dtype, last):
     assert torch.allclose(found.double(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lengths_of_reduced_precision_are_taken_within_transforms(dtype):
+    f = features().to(dtype)
+    found = torch.func.vmap(lambda each: comparison.lengths(each[None])[0])(f)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, comparison.lengths(f), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("other", [None, 0])
 @pytest.mark.parametrize(
     ("dtype", "exponents", "limit"),
