@@ -1,8 +1,10 @@
 """The metric as a file that runs without this package: an ONNX graph, or a program of `torch.export`."""
 
 import copy
+import functools
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -18,8 +20,9 @@ from rlpips._version import __version__
 from rlpips.backbones.architectures import Backbone, architecture
 from rlpips.errors import MissingExtraError
 from rlpips.hub.checkpoints import metric_digest
-from rlpips.metric.comparison import normalize_tensor, weigh
-from rlpips.metric.lpips import LPIPS, spatial_average, unchanged_weights, upsample
+from rlpips.metric.formula import average_and_sum, layer_maps
+from rlpips.metric.heads import apply_head
+from rlpips.metric.lpips import LPIPS
 from rlpips.system.files import write_atomically
 
 _OPSET = 18  # what the exporters of all supported versions of torch write
@@ -38,20 +41,13 @@ class _Distance(nn.Module):
         if x.shape != y.shape:
             raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
         metric = self.metric
-        f0, f1 = (metric.scaling_layer(each) if metric.version == "0.1" else each for each in (x, y))
-        shares = []
-        for k, part in zip(range(metric.L), metric.net.children(), strict=False):
-            # one after the other and not as one batch, which onnxruntime takes twice as long to cut again
-            f0, f1 = part(f0), part(f1)
-            squares = (normalize_tensor(f0) - normalize_tensor(f1)).square()
-            lin = metric.lins[k] if metric.lpips else None
-            if lin is None:
-                distance = squares.sum(dim=1, keepdim=True)
-            else:
-                own = unchanged_weights(lin)
-                distance = lin(squares) if own is None else weigh(squares, own.flatten())
-            shares.append(upsample(distance, x.shape[2:]) if metric.spatial else spatial_average(distance))
-        return torch.stack(shares).sum(dim=0)
+        scale = metric.scaling_layer if metric.version == "0.1" else nn.Identity()
+        # in two runs, because onnxruntime takes twice as long to split one batch of both
+        features = zip(*(metric.net.features(scale(each)) for each in (x, y)), strict=True)
+        heads = [functools.partial(apply_head, head) for head in metric.heads]
+        maps = layer_maps(itertools.islice(features, metric.L), heads)
+        distance, _ = average_and_sum(maps, x.shape[2:] if metric.spatial else None)
+        return distance
 
 
 def check_export_file(path: str | PathLike[str]) -> None:

@@ -15,6 +15,7 @@ Images are one, `(3, H, W)`, as inside `vmap`, or a batch, `(N, 3, H, W)`; what 
 no dimension for a batch. Grey ones, `(1, H, W)`, `(H, W)` or `(N, 1, H, W)`, count as RGB.
 """
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -23,9 +24,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rlpips.backbones.architectures import ARCHITECTURES, Backbone
-from rlpips.metric import comparison
+from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
+from rlpips.metric.formula import (
+    at_least_float32,
+    average_and_sum,
+    layer_maps,
+    normalize_tensor,
+    weighted_sum,
+)
+from rlpips.metric.heads import ScalingLayer
 from rlpips.metric.inputs import as_batch, check_image, check_pair
-from rlpips.metric.lpips import LPIPS, ScalingLayer, spatial_average, upsample
+from rlpips.metric.lpips import LPIPS
 
 Parameters = Mapping[str, Tensor]
 
@@ -106,10 +115,10 @@ def heads(parameters: Parameters) -> tuple[Tensor, ...]:
         for k in range(len(arch.channels))
     ]
     if not any(weight is not None for weight in found):
-        return tuple(comparison.wide(like.new_ones(channels)) for channels in arch.channels)
+        return tuple(at_least_float32(like.new_ones(channels)) for channels in arch.channels)
     if missing := [f"lin{k}" for k, weight in enumerate(found) if weight is None]:
         raise ValueError(f"parameters lack the heads {', '.join(missing)}, but hold others; pass all or none")
-    return tuple(comparison.wide(weight.flatten()) for weight in found if weight is not None)
+    return tuple(at_least_float32(weight.flatten()) for weight in found if weight is not None)
 
 
 def distance(
@@ -133,14 +142,12 @@ def distance(
     Raises:
         ValueError: there are not as many layers in each.
     """
-    shares = []
-    for f0, f1, weight in zip(map(_batch, features0), map(_batch, features1), heads, strict=True):
-        if comparison.fusible(f0, f1):
-            each = comparison.fused(f0, comparison.lengths(f0), f1, comparison.lengths(f1), weight)
-        else:
-            each = comparison.plain(f0, f1, weight)
-        shares.append(spatial_average(each) if size is None else upsample(each, size))
-    total = torch.stack(shares).sum(dim=0).squeeze(1)
+    pairs = list(zip(map(_batch, features0), map(_batch, features1), strict=True))
+    if all(can_run_fast(f0.shape, f1.shape) for f0, f1 in pairs):
+        maps = fast_layer_maps(pairs, heads)
+    else:
+        maps = layer_maps(pairs, [functools.partial(weighted_sum, weight=weight) for weight in heads])
+    total = average_and_sum(maps, size)[0].squeeze(1)
     if size is None:
         total = total.flatten()
     return total[0] if features0[0].ndim == features1[0].ndim == 3 else total
@@ -166,7 +173,7 @@ def embedding(features: Sequence[Tensor], heads: Sequence[Tensor]) -> Tensor:
         share = weight / (f.shape[2] * f.shape[3])
         zero = share == 0
         root = share.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
-        unit = comparison.normalize_tensor(comparison.wide(f))
+        unit = normalize_tensor(at_least_float32(f))
         parts.append((unit.permute(0, 2, 3, 1) * root).flatten(1))
     embeddings = torch.cat(parts, dim=1)
     return embeddings if features[0].ndim == 4 else embeddings[0]

@@ -12,7 +12,8 @@ from torch import Tensor
 from rlpips.backbones.architectures import ARCHITECTURES, architecture
 from rlpips.errors import MissingExtraError
 from rlpips.metric.inputs import check_image, check_pair, check_range
-from rlpips.metric.lpips import LPIPS, Reference
+from rlpips.metric.lpips import LPIPS
+from rlpips.metric.reference import Reference
 
 try:
     from torchmetrics import Metric

@@ -167,7 +167,7 @@ class FeatureMSE(Objective):
     def __init__(self, metric: Any, x: Tensor) -> None:
         self.metric = metric
         with torch.no_grad():
-            self._anchor = metric.reference(x).activations
+            self._anchor = metric.reference(x).unit_features
         self._shape = tuple(x.shape)
 
     def __repr__(self) -> str:
@@ -175,7 +175,7 @@ class FeatureMSE(Objective):
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the mean squared differences, summed over layers."""
-        moved = self.metric.reference(x).activations
+        moved = self.metric.reference(x).unit_features
         layers = [
             (f - g[index]).square().flatten(1).mean(1) for f, g in zip(moved, self._anchor, strict=True)
         ]

@@ -51,7 +51,7 @@ class SqueezeNetFeatures(NamedTuple):
 
 
 class Fire(nn.Module):
-    """The block of SqueezeNet: a 1x1 convolution, then a 1x1 and a 3x3 one side by side (arXiv 1602.07360)."""
+    """SqueezeNet's block: a 1x1 convolution, then a 1x1 and a 3x3 one side by side (arXiv 1602.07360)."""
 
     def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
         super().__init__()

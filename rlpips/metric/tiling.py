@@ -1,48 +1,91 @@
-"""Evaluation in tiles: the same distances in the memory of one tile, for images too large to be run whole.
+"""Evaluation in tiles: the same layer maps in the memory of one tile, for images of any size.
 
-An activation depends on the pixels of its receptive field alone, so a crop of the image yields it as the
-whole image does, wherever that field does not reach beyond a side of the crop which is not one of the image.
-Crops begin at multiples of the backbone's stride, where their activations lie as those of the whole. Every
-position of every layer belongs to one tile, whose crop is wide enough for the fields of all that it owns.
+A feature depends only on the pixels in its receptive field. So a crop gives the same feature as the whole
+image if the field does not cross a side of the crop inside the image. Crops start at multiples of the
+backbone's stride, so that their features lie on the grid of the whole image's features. Each position of each
+layer belongs to one tile, whose crop covers the receptive fields of all positions of the tile.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlpips.backbones.architectures import Backbone, Fire
+from rlpips.metric.reference import Reference
 
-Measure = Callable[[Tensor, Tensor], Sequence[Tensor]]
+if TYPE_CHECKING:
+    from rlpips.metric.lpips import LPIPS
+
+LayerMaps = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
-class Field(NamedTuple):
-    """Along either axis, a layer's position i sees `size` pixels, from `i * stride - before` on."""
+def in_tiles(
+    layer_maps: LayerMaps, metric: "LPIPS", in0: Tensor | Reference, in1: Tensor | Reference, tile: int
+) -> list[Tensor]:
+    """Return what `layer_maps(in0, in1)` returns, computed one tile at a time, in the backward pass too.
+
+    Without `metric.spatial`, return the average of each map, `(N, 1, 1, 1)`, so that no map is held whole.
+
+    Args:
+        layer_maps: returns a map of distances `(N, 1, h, w)` for each slice of the metric's backbone.
+        metric: the metric. Gradients flow to its parameters and to the images.
+        in0: `(N, 3, H, W)`; either batch may hold one image.
+        in1: likewise.
+        tile: the side of a tile in pixels, without the margin that its crop adds.
+
+    Raises:
+        TypeError: an input is a reference.
+        ValueError: `tile` is not a positive int, the backbone is not one of this package, or dropout runs.
+        RuntimeError: in the backward pass, if a second derivative is asked for.
+    """
+    if isinstance(in0, Reference) or isinstance(in1, Reference):
+        raise TypeError("a reference holds the features of whole images; with tile=, pass the images")
+    if type(metric.net) is not Backbone:
+        raise ValueError("tile= needs a backbone of this package, but net has been replaced")
+    if metric.lpips and any(isinstance(m, nn.Dropout) and m.training for m in metric.lins.modules()):
+        raise ValueError(
+            "tile= does not work with dropout: the backward pass runs tiles again, and dropout would fall "
+            "differently; call .eval() first, or create the metric with use_dropout=False"
+        )
+    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+        raise ValueError(f"tile must be a positive whole number of pixels, or None, got {tile!r}")
+    fields = receptive_fields(metric.net)
+    rows, columns = (tile_spans(length, tile, fields) for length in in0.shape[2:])
+    average = not metric.spatial
+    return list(_InTiles.apply(layer_maps, rows, columns, average, in0, in1, *metric.parameters()))
+
+
+class ReceptiveField(NamedTuple):
+    """The receptive field of a layer along one axis.
+
+    Position i of the layer depends on `size` pixels, starting at pixel `i * stride - before`.
+    """
 
     stride: int
     before: int
     size: int
 
 
-def fields(net: Backbone) -> list[Field]:
-    """Return the receptive field of each slice of a backbone, from the layers it is made of."""
+def receptive_fields(net: Backbone) -> list[ReceptiveField]:
+    """Compute the receptive field of each slice of a backbone from its layers."""
     stride, before, size = 1, 0, 1
-    found = []
+    fields = []
     for part in net.children():
-        # A Fire counts as a chain: one of the two branches is a 1x1 convolution, which widens nothing
+        # a Fire counts as a chain of layers: one of its branches is a 1x1 convolution, which widens nothing
         for layer in _layers(part):
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-                before += _side(layer.padding) * stride
-                size += (_side(layer.kernel_size) - 1) * stride
-                stride *= _side(layer.stride)
-        found.append(Field(stride, before, size))
-    return found
+                before += _along_axis(layer.padding) * stride
+                size += (_along_axis(layer.kernel_size) - 1) * stride
+                stride *= _along_axis(layer.stride)
+        fields.append(ReceptiveField(stride, before, size))
+    return fields
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers in a module, of which the receptive field is known."""
+    """Yield the layers in a module that have a known receptive field; raise an error for any other."""
     if type(module) in (nn.Sequential, Fire):
         for part in module.children():
             yield from _layers(part)
@@ -52,22 +95,23 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     else:
         raise ValueError(
-            f"tile= needs the receptive field of every layer of the backbone, and knows none of a "
-            f"{type(module).__name__} that has been put into it; measure without tile="
+            f"tile= needs the receptive field of every layer of the backbone, but that of the "
+            f"{type(module).__name__} that has been put into it is unknown; measure without tile="
         )
 
 
-def _side(value: Any) -> int:
+def _along_axis(value: Any) -> int:
+    """Return a layer's padding, kernel size or stride along one axis."""
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-class Span(NamedTuple):
+class TileSpan(NamedTuple):
     """A tile along one axis.
 
     Attributes:
-        crop: the pixels that it needs.
-        owned: for each layer, the positions that are its own.
-        within: the same, counted from where the crop begins.
+        crop: the pixels that the tile needs.
+        owned: for each layer, the positions that belong to the tile.
+        within: the same positions, counted from the start of the crop.
     """
 
     crop: slice
@@ -75,66 +119,35 @@ class Span(NamedTuple):
     within: list[slice]
 
 
-def spans(length: int, tile: int, seen: Sequence[Field]) -> list[Span]:
-    """Cut an axis of `length` pixels into tiles of one size, at most `tile` rounded up to whole strides."""
-    stride = max(field.stride for field in seen)
-    before = max(field.before for field in seen)
-    after = max(field.size - field.stride - field.before for field in seen)
+def tile_spans(length: int, tile: int, fields: Sequence[ReceptiveField]) -> list[TileSpan]:
+    """Cut an axis of `length` pixels into tiles of equal size, at most `tile` rounded up to whole strides."""
+    stride = max(field.stride for field in fields)
+    before = max(field.before for field in fields)
+    after = max(field.size - field.stride - field.before for field in fields)
     even = -(-length // -(-length // tile))
     step = -(-even // stride) * stride
-    found = []
+    spans = []
     for start in range(0, length, step):
         end = start + step
         first = max(0, (start - before) // stride * stride)
         owned, within = (
             [
                 slice((start - origin) // f.stride, (end - origin) // f.stride if end < length else None)
-                for f in seen
+                for f in fields
             ]
             for origin in (0, first)
         )
-        found.append(Span(slice(first, min(length, end + after)), owned, within))
-    return found
+        spans.append(TileSpan(slice(first, min(length, end + after)), owned, within))
+    return spans
 
 
-def in_tiles(
-    measure: Measure,
-    net: Backbone,
-    in0: Tensor,
-    in1: Tensor,
-    tile: int,
-    parameters: Sequence[Tensor],
-    *,
-    average: bool,
+def _owned_maps(
+    layer_maps: LayerMaps, row: TileSpan, column: TileSpan, crop0: Tensor, crop1: Tensor
 ) -> list[Tensor]:
-    """Return what `measure(in0, in1)` does, from one crop of the images at a time, in the backward pass too.
-
-    Args:
-        measure: returns one map `(N, 1, h, w)` for each slice of the backbone; it must be the same function
-            whenever it is called, so without dropout.
-        net: the backbone that it runs.
-        in0: `(N, 3, H, W)`; either batch may be of one image.
-        in1: likewise.
-        tile: the side of a tile in pixels, without the margin that its crop adds.
-        parameters: of `measure`; gradients flow to those that require them, as to the images.
-        average: return the average of each map, `(N, 1, 1, 1)`, so that none is ever held whole.
-
-    Raises:
-        ValueError: `tile` is not a positive int.
-        RuntimeError: in the backward pass, a second derivative is asked for.
-    """
-    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
-        raise ValueError(f"tile must be a positive whole number of pixels, or None, got {tile!r}")
-    seen = fields(net)
-    rows, columns = (spans(length, tile, seen) for length in in0.shape[2:])
-    return list(_InTiles.apply(measure, rows, columns, average, in0, in1, *parameters))
-
-
-def _owned(measure: Measure, row: Span, column: Span, crop0: Tensor, crop1: Tensor) -> list[Tensor]:
-    """Measure the crops of one tile and return of each map what is the tile's own."""
-    maps = measure(crop0, crop1)
+    """Return the maps of one tile's crops, cut to the positions that belong to the tile."""
     return [
-        each[..., down, across] for each, down, across in zip(maps, row.within, column.within, strict=True)
+        each[..., down, across]
+        for each, down, across in zip(layer_maps(crop0, crop1), row.within, column.within, strict=True)
     ]
 
 
@@ -142,18 +155,19 @@ class _InTiles(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        measure: Measure,
-        rows: Sequence[Span],
-        columns: Sequence[Span],
+        layer_maps: LayerMaps,
+        rows: Sequence[TileSpan],
+        columns: Sequence[TileSpan],
         average: bool,
         in0: Tensor,
         in1: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.measure, ctx.rows, ctx.columns, ctx.average = measure, rows, columns, average
+        ctx.layer_maps, ctx.rows, ctx.columns, ctx.average = layer_maps, rows, columns, average
         ctx.save_for_backward(in0, in1, *parameters)
         device = in0.device.type
-        # for the backward pass, which runs outside; a cache would keep weights cast without their graph
+        # The backward pass runs outside of the caller's autocast and needs it again. Its cache would keep
+        # weights that were cast without a graph.
         ctx.autocast = torch.autocast(
             device,
             torch.get_autocast_dtype(device),
@@ -168,13 +182,13 @@ class _InTiles(torch.autograd.Function):
                 tiles = []
                 for column in columns:
                     crops = (x[..., row.crop, column.crop] for x in (in0, in1))
-                    pieces = _owned(measure, row, column, *crops)
+                    pieces = _owned_maps(layer_maps, row, column, *crops)
                     if average:
                         sums = [
                             a + each.sum((2, 3), keepdim=True) for a, each in zip(sums, pieces, strict=True)
                         ]
                         counts = [n + each.shape[2:].numel() for n, each in zip(counts, pieces, strict=True)]
-                    else:  # copies: a view would keep the map of the whole crop
+                    else:  # copies, because a view would keep the map of the whole crop
                         tiles.append([each.clone() for each in pieces])
                 if not average:
                     bands.append([torch.cat(pieces, dim=3) for pieces in zip(*tiles, strict=True)])
@@ -185,26 +199,26 @@ class _InTiles(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # a gradient without a graph would pass for a constant
+        if torch.is_grad_enabled():  # a gradient without a graph would count as a constant
             raise RuntimeError(
-                "tiles have no second derivatives; measure without tile=, or leave create_graph out"
+                "tiles have no second derivatives; measure without tile=, or without create_graph"
             )
         inputs = ctx.saved_tensors
         needed = [k for k in range(len(inputs)) if ctx.needs_input_grad[4 + k]]
-        found = {k: torch.zeros_like(inputs[k]) for k in needed}
+        input_grads = {k: torch.zeros_like(inputs[k]) for k in needed}
         for row, column in itertools.product(ctx.rows, ctx.columns):
             area = (..., row.crop, column.crop)
-            crops = [inputs[k].detach()[area].requires_grad_(k in found) for k in (0, 1)]
+            crops = [inputs[k].detach()[area].requires_grad_(k in input_grads) for k in (0, 1)]
             with torch.enable_grad(), ctx.autocast:
-                maps = _owned(ctx.measure, row, column, *crops)
+                maps = _owned_maps(ctx.layer_maps, row, column, *crops)
             if ctx.average:
-                each = zip(grads, ctx.counts, maps, strict=True)
-                due = [(grad / count).expand_as(part) for grad, count, part in each]
+                averages = zip(grads, ctx.counts, maps, strict=True)
+                map_grads = [(grad / count).expand_as(each) for grad, count, each in averages]
             else:
                 owned = zip(grads, row.owned, column.owned, strict=True)
-                due = [grad[..., down, across] for grad, down, across in owned]
+                map_grads = [grad[..., down, across] for grad, down, across in owned]
             leaves = [*crops, *inputs[2:]]
-            shares = torch.autograd.grad(maps, [leaves[k] for k in needed], due)
-            for k, share in zip(needed, shares, strict=True):
-                (found[k][area] if k < 2 else found[k]).add_(share)
-        return None, None, None, None, *(found.get(k) for k in range(len(inputs)))
+            tile_grads = torch.autograd.grad(maps, [leaves[k] for k in needed], map_grads)
+            for k, grad in zip(needed, tile_grads, strict=True):
+                (input_grads[k][area] if k < 2 else input_grads[k]).add_(grad)
+        return None, None, None, None, *(input_grads.get(k) for k in range(len(inputs)))

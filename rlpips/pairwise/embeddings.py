@@ -18,9 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlpips.metric.comparison import EPS, wide
+from rlpips.metric.formula import EPS, at_least_float32
+from rlpips.metric.heads import unchanged_weights
 from rlpips.metric.inputs import check_image
-from rlpips.metric.lpips import LPIPS, unchanged_weights
+from rlpips.metric.lpips import LPIPS
 
 MEMORY = 1 << 30  # bytes
 _STEP = 256  # columns of a block: enough that a product costs more than what surrounds it
@@ -335,7 +336,9 @@ class _Side:
             stop = start + channels * height * width
             rows = out[:, start:stop].view(count, height, width, channels)
             scale = (weight / (height * width)).sqrt().to(out.dtype)
-            torch.mul(wide(f).permute(0, 2, 3, 1), 1 / (length + EPS).permute(0, 2, 3, 1), out=rows)
+            torch.mul(
+                at_least_float32(f).permute(0, 2, 3, 1), 1 / (length + EPS).permute(0, 2, 3, 1), out=rows
+            )
             rows *= scale
             start = stop
 
@@ -343,7 +346,7 @@ class _Side:
 def _weights(metric: LPIPS) -> list[Tensor]:
     """Return the weights of each layer's channels, in float32 at least."""
     if not metric.lpips:
-        return [wide(metric.like.new_ones(channels)) for channels in metric.chns]
+        return [at_least_float32(metric.like.new_ones(channels)) for channels in metric.chns]
     weights = []
     for name, lin in zip((f"lin{k}" for k in range(metric.L)), metric.lins, strict=True):
         own = unchanged_weights(lin)
@@ -352,7 +355,7 @@ def _weights(metric: LPIPS) -> list[Tensor]:
                 f"{name} of the metric has been replaced or has hooks, so its weights are not known; "
                 "embeddings need heads of this package"
             )
-        weight = wide(own.flatten())
+        weight = at_least_float32(own.flatten())
         if (weight < 0).any():
             raise ValueError(
                 f"{name} of the metric has negative weights, down to {weight.min():.4g}, and what they weigh "

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from rlpips.attacks.base import Attack
 from rlpips.attacks.metrics import distances
 from rlpips.attacks.objectives import Inflate, RankFlip
-from rlpips.metric.lpips import LPIPS, Reference
+from rlpips.metric.lpips import LPIPS
+from rlpips.metric.reference import Reference
 from rlpips.training.recipe import Recipe
 
 _SHARPNESS = 4.0  # of the ranking by ratio: a logit of 4 for one distance e times the other

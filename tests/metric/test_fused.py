@@ -1,5 +1,7 @@
 """The comparison of activations in blocks against its formula, and the first convolution against torch's."""
 
+import functools
+
 import pytest
 import torch
 from peers import images, peers
@@ -7,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpips.backbones import convolutions
 from rlpips.backbones.convolutions import ImageConv2d
-from rlpips.metric import comparison
+from rlpips.metric import fused
+from rlpips.metric.formula import layer_map, weighted_sum
 
 NETS = ("alex", "vgg", "squeeze")
 
@@ -19,13 +22,17 @@ def features(seed=0, shape=(3, 24, 5, 7), last=True):
     return f.to(memory_format=torch.channels_last) if last else f
 
 
-def fused(f0, f1, weight):
-    return comparison.fused(f0, comparison.lengths(f0), f1, comparison.lengths(f1), weight)
+def blockwise(f0, f1, weight):
+    return fused.fused_layer_map(f0, fused.channel_lengths(f0), f1, fused.channel_lengths(f1), weight)
+
+
+def by_formula(f0, f1, weight):
+    return layer_map(f0, f1, functools.partial(weighted_sum, weight=weight))
 
 
 @pytest.fixture(params=[1, 100, 1 << 18])
 def block(request, monkeypatch):
-    monkeypatch.setattr(comparison, "BLOCK", request.param)
+    monkeypatch.setattr(fused, "BLOCK", request.param)
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -33,7 +40,7 @@ def test_blocks_give_the_formulas_values_and_gradients(block, last):
     weight = torch.randn(24, dtype=torch.float64, requires_grad=True)
     towards = torch.randn(3, 1, 5, 7, dtype=torch.float64)
     found = []
-    for measure in (fused, comparison.plain):
+    for measure in (blockwise, by_formula):
         f0, f1 = (features(seed, last=last).requires_grad_() for seed in (0, 1))
         value = measure(f0, f1, weight)
         found.append((value, *torch.autograd.grad((value * towards).sum(), (f0, f1, weight))))
@@ -46,7 +53,7 @@ def test_blocks_give_the_formulas_values_and_gradients(block, last):
 def test_lengths_are_those_of_the_values_not_rounded_again(block, dtype, last):
     f = (features(last=last) * 500).to(dtype)  # squares that float16 cannot hold
     expected = f.double().square().sum(dim=1, keepdim=True).sqrt()
-    found = comparison.lengths(f)
+    found = fused.channel_lengths(f)
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), expected, rtol=1e-6, atol=0)
 
@@ -54,9 +61,9 @@ def test_lengths_are_those_of_the_values_not_rounded_again(block, dtype, last):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lengths_of_reduced_precision_are_taken_within_transforms(dtype):
     f = features().to(dtype)
-    found = torch.func.vmap(lambda each: comparison.lengths(each[None])[0])(f)
+    found = torch.func.vmap(lambda each: fused.channel_lengths(each[None])[0])(f)
     assert found.dtype == torch.float32
-    assert torch.allclose(found, comparison.lengths(f), rtol=1e-6, atol=0)
+    assert torch.allclose(found, fused.channel_lengths(f), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("other", [None, 0])
@@ -81,7 +88,7 @@ def test_derivatives_are_right_whatever_the_size_of_activations(dtype, exponents
             for seed, size in enumerate(sizes)
         )
         found = []
-        for measure, wide in ((fused, False), (comparison.plain, True)):
+        for measure, wide in ((blockwise, False), (by_formula, True)):
             a, b, w = ((x.double() if wide else x).detach().requires_grad_() for x in (f0, f1, weight))
             found.append(torch.autograd.grad(measure(a, b, w).sum(), (a, b, w)))
             found[-1] += torch.autograd.grad(measure(a, b.detach(), w.detach()).sum(), a, create_graph=True)
@@ -99,7 +106,7 @@ def test_derivatives_are_finite_where_squares_leave_the_range_of_floats(exponent
             for seed, size in enumerate(sizes)
         )
         weight = torch.ones(24, requires_grad=True)
-        value = fused(f0, f1, weight)
+        value = blockwise(f0, f1, weight)
         gradients = torch.autograd.grad(value.sum(), (f0, f1, weight))
         for each in (value, *gradients):
             assert torch.isfinite(each).all()
@@ -112,7 +119,7 @@ def test_derivatives_are_finite_where_squares_leave_the_range_of_floats(exponent
 def test_second_derivatives_are_finite_whatever_the_size_of_activations(exponent):
     f0 = (torch.nn.functional.normalize(features(0) + 0.1) * 10.0**exponent).float().requires_grad_()
     f1 = features(1).float()
-    (slope,) = torch.autograd.grad(fused(f0, f1, torch.ones(24)).sum(), f0, create_graph=True)
+    (slope,) = torch.autograd.grad(blockwise(f0, f1, torch.ones(24)).sum(), f0, create_graph=True)
     assert torch.isfinite(slope).all()
     (bend,) = torch.autograd.grad((slope / slope.detach().abs().max()).sum(), f0)
     assert torch.isfinite(bend).all()
@@ -121,9 +128,11 @@ def test_second_derivatives_are_finite_whatever_the_size_of_activations(exponent
 def test_second_derivatives_are_those_of_the_formula():
     weight = torch.rand(4, dtype=torch.float64, requires_grad=True)
     f0, f1 = (features(seed, (2, 4, 2, 3)).abs().add(0.1).requires_grad_() for seed in (0, 1))
-    assert torch.autograd.gradcheck(fused, (f0, f1, weight))
-    assert torch.autograd.gradgradcheck(fused, (f0, f1, weight))
-    assert torch.autograd.gradgradcheck(lambda a: fused(a, a, weight) + fused(a, f1.detach(), weight), f0)
+    assert torch.autograd.gradcheck(blockwise, (f0, f1, weight))
+    assert torch.autograd.gradgradcheck(blockwise, (f0, f1, weight))
+    assert torch.autograd.gradgradcheck(
+        lambda a: blockwise(a, a, weight) + blockwise(a, f1.detach(), weight), f0
+    )
 
 
 def test_gradients_with_a_graph_are_those_without():
@@ -131,7 +140,7 @@ def test_gradients_with_a_graph_are_those_without():
     f0, f1 = (features(seed).requires_grad_() for seed in (0, 1))
     for inputs in ((f0, f1, weight), (weight,), (f1,), (f0, weight)):
         expected, found = (
-            torch.autograd.grad(fused(f0, f1, weight).sum(), inputs, create_graph=graph)
+            torch.autograd.grad(blockwise(f0, f1, weight).sum(), inputs, create_graph=graph)
             for graph in (False, True)
         )
         assert all(torch.allclose(*each, rtol=1e-10) for each in zip(found, expected, strict=True))
@@ -158,7 +167,7 @@ def test_large_activations_are_compared_in_blocks_and_small_ones_at_once():
     for side, dtype in ((4, torch.float32), (8, torch.float32), (160, torch.float32), (160, torch.bfloat16)):
         f0, f1 = (features(seed, (1, 64, side, side)).to(dtype).requires_grad_() for seed in (0, 1))
         with Allocated() as whole:
-            value = fused(f0, f1, weight).sum()
+            value = blockwise(f0, f1, weight).sum()
         assert max(whole.sizes) <= max(2**18, side**2)  # of 2**20.6 values
         with Allocated() as whole:
             value.backward()
@@ -195,10 +204,10 @@ def test_near_duplicates_lose_no_digits(distance):
     f0 = features(last=True)
     f1 = f0 + distance**0.5 * features(1)
     weight = torch.rand(24, dtype=torch.float64)
-    expected = comparison.plain(f0, f1, weight)
-    found = fused(f0.float(), f1.float(), weight.float())
+    expected = by_formula(f0, f1, weight)
+    found = blockwise(f0.float(), f1.float(), weight.float())
     assert (found - expected).abs().sum() <= 1e-3 * expected.sum()
-    assert fused(f0.float(), f0.float().clone(), weight.float()).abs().max() == 0
+    assert blockwise(f0.float(), f0.float().clone(), weight.float()).abs().max() == 0
 
 
 @pytest.mark.parametrize("net", NETS)
