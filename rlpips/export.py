@@ -1,4 +1,4 @@
-"""The metric as a file that runs without this package: an ONNX graph, or a program of `torch.export`."""
+"""Export of the metric to a file that runs without this package: ONNX, or a program of `torch.export`."""
 
 import copy
 import functools
@@ -30,8 +30,8 @@ _TOLERANCE = 1e-4
 _METADATA = "rlpips.json"
 
 
-class _Distance(nn.Module):
-    """The formula of LPIPS and nothing else: no checks, no derivatives of its own, no choice of dtypes."""
+class _PlainMetric(nn.Module):
+    """The formula of LPIPS and nothing else: no checks of images, no fast path."""
 
     def __init__(self, metric: LPIPS) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class _Distance(nn.Module):
 
 
 def check_export_file(path: str | PathLike[str]) -> None:
-    """Check, before the work, that a metric can be exported to a file of this name.
+    """Check that a metric can be exported to a file with this name, before any work is done.
 
     Raises:
-        MissingExtraError: onnx or onnxscript is not installed, which a file ending in .onnx needs.
+        MissingExtraError: the name ends in .onnx, and onnx or onnxscript is not installed.
         ValueError: the name ends neither in .onnx nor in .pt2.
     """
     suffix = Path(path).suffix.lower()
@@ -69,35 +69,36 @@ def check_export_file(path: str | PathLike[str]) -> None:
 
 
 def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = "") -> float | None:
-    """Write a metric to a file that computes `metric(x, y)` where this package, or PyTorch, is not installed.
+    """Write a metric to a file that computes `metric(x, y)` without this package.
 
-    The inputs `x` and `y` are images `(N, 3, height, width)` of one shape, RGB in [-1, 1], float32; the
-    output `distance` is `(N, 1, 1, 1)`, or `(N, 1, height, width)` of a metric with `spatial=True`. N, height
-    and width are free, from 31 pixels a side (AlexNet), 16 (VGG16) or 17 (SqueezeNet) on. Nothing is checked
-    of the images: values out of range are measured as they are, and onnxruntime may end the process over
-    images that are too small. A .pt2 file wants up to 16 pixels more a side, and refuses smaller images.
+    An ONNX file runs without PyTorch too. The inputs `x` and `y` are images `(N, 3, height, width)` of one
+    shape, RGB in [-1, 1], float32. The output `distance` is `(N, 1, 1, 1)`, or `(N, 1, height, width)` if the
+    metric has `spatial=True`. N, height and width are free; height and width must be at least 31 (AlexNet),
+    16 (VGG16) or 17 (SqueezeNet). The file does not check the images: it measures values out of range as they
+    are, and images that are too small may crash onnxruntime. A .pt2 file needs up to 16 pixels more per side,
+    and raises an error for smaller images.
 
-    The name's ending chooses the format. `.onnx` is one file of opset 18, with the metadata in its
-    properties. `.pt2` is for `torch.export.load(path).module()`, through which gradients flow to the images;
-    its metadata is the extra file 'rlpips.json'. Heads and backbone are written as they are, for the CPU, in
-    float32 and in eval mode; the metric itself is not changed. Before the file is written, its distances are
-    compared with the metric's, an ONNX file's where onnxruntime is installed.
+    The ending of the name chooses the format. `.onnx` is a single file of opset 18, with the metadata in its
+    properties. `.pt2` is for `torch.export.load(path).module()`; gradients flow through it to the images, and
+    its metadata is the extra file 'rlpips.json'. Both hold the heads and backbone of the metric, for the CPU,
+    in float32 and in eval mode. The metric itself does not change. Before the file is written, its distances
+    are compared with those of the metric; for ONNX this needs onnxruntime.
 
     Args:
         metric: any `rlpips.LPIPS`.
-        path: a file ending in .onnx or .pt2, written whole or not at all.
-        weights: what the weights are called, to be noted in the metadata beside their digest.
+        path: a file ending in .onnx or .pt2. It is written whole or not at all.
+        weights: a name for the weights; the metadata holds it beside their digest.
 
     Returns:
-        The largest difference between the file's distances and the metric's, of three pairs of random
-        images; None where onnxruntime is not installed.
+        The largest difference between distances of the file and of the metric, for three pairs of random
+        images. None for ONNX without onnxruntime.
 
     Raises:
-        MissingExtraError: onnx or onnxscript is not installed, which .onnx needs.
+        MissingExtraError: the name ends in .onnx, and onnx or onnxscript is not installed.
         OSError: the file cannot be written.
-        RuntimeError: this version of torch cannot export the metric (torch 2.6 writes no maps of
-            `spatial=True` as ONNX), or did it wrongly.
-        TypeError: not an `LPIPS`.
+        RuntimeError: this version of torch cannot export the metric (torch 2.6 cannot export `spatial=True`
+            to ONNX), or the exported file gives other distances.
+        TypeError: the metric is not an `LPIPS`.
         ValueError: the name ends neither in .onnx nor in .pt2.
     """
     path = Path(path)
@@ -105,7 +106,7 @@ def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = ""
     if not isinstance(metric, LPIPS):
         raise TypeError(f"metric must be an rlpips.LPIPS, got {type(metric).__name__}")
     if type(metric.net) is not Backbone:
-        raise TypeError("a metric is exported with a backbone of this package, and net has been replaced")
+        raise TypeError("export needs a backbone of this package, but net has been replaced")
     metric = copy.deepcopy(metric).cpu().float().eval().requires_grad_(False)
     metadata = {
         "rlpips": __version__,
@@ -127,8 +128,8 @@ def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = ""
             difference = _difference(metric, program.module())
     if difference is not None and not difference <= _TOLERANCE:
         raise RuntimeError(
-            f"{path} is not written: its distances would differ from the metric's by {difference:.2g}; "
-            f"torch {torch.__version__} has exported it wrongly"
+            f"{path} was not written: its distances would differ from the metric's by {difference:.2g}. "
+            f"torch {torch.__version__} exports it incorrectly"
         )
     write_atomically(path, data)
     return difference
@@ -136,7 +137,7 @@ def export_metric(metric: LPIPS, path: str | PathLike[str], *, weights: str = ""
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let the exporters neither warn nor log of what is no concern of who calls them."""
+    """Silence warnings and logs of the exporters that users can do nothing about."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -153,14 +154,14 @@ def _images(count: int, height: int, width: int, seed: int) -> Tensor:
 
 
 def _trace(metric: LPIPS) -> torch.export.ExportedProgram:
-    """Record the graph, for any number of images of any size."""
+    """Record the graph of a metric, for any number of images of any size."""
     size = torch.export.Dim.DYNAMIC
     shape = {0: torch.export.Dim("N"), 2: size, 3: size}
-    # The sides differ, and are no size at which a layer would be one pixel wide, or they would be constants.
+    # Height and width differ, and no layer is one pixel wide; otherwise the exporter makes them constants.
     examples = (_images(2, 67, 75, seed=0), _images(2, 67, 75, seed=1))
-    program = torch.export.export(_Distance(metric), examples, dynamic_shapes=(shape, shape), strict=False)
+    program = torch.export.export(_PlainMetric(metric), examples, dynamic_shapes=(shape, shape), strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names of files on this machine
+        node.meta.pop("stack_trace", None)  # contains file names of this machine
     return program
 
 
@@ -191,7 +192,7 @@ def _onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) ->
     model = exported.model_proto
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]  # the exporter's own record of modules and lines of code
+        del part.metadata_props[:]  # the exporter's record of modules and lines of code
         part.doc_string = ""
     del graph.value_info[:]  # runtimes infer these shapes
     for value in (*graph.input, *graph.output):
@@ -219,6 +220,6 @@ def _run_onnx(data: bytes) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _difference(metric: LPIPS, exported: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """Return how far the two differ, on another number of images and of another size than were recorded."""
+    """Return the largest difference, for a number and size of images that differ from the recorded ones."""
     x, y = _images(3, 96, 64, seed=2), _images(3, 96, 64, seed=3)
     return float((exported(x, y) - metric(x, y)).abs().max())

@@ -1,18 +1,18 @@
-"""The metric as pure functions of images, features or embeddings and of its weights, for `torch.func`.
+"""The metric as pure functions of images and weights, for `torch.func`.
 
-`lpips` is `distance` of `features`. All functions can be differentiated by images and by weights, forwards,
-backwards and repeatedly, and mapped with `vmap` over either. The weights come as a dict of tensors, by the
-names that they have in the metric:
+`lpips(parameters, in0, in1)` is the `distance` of the `features` of both images. You can differentiate all
+functions by images and by weights, forwards, backwards and repeatedly, and map them over either with `vmap`.
+The weights are a dict of tensors with the names that they have in the metric:
 
     metric = rlpips.LPIPS(net="vgg")
     parameters = dict(metric.named_parameters())
     gradient = torch.func.grad(functional.lpips, argnums=1)(parameters, x, y)
 
-The names tell the backbone. `metric.state_dict()` will do as well, but lists each head twice, of which the
-one at `lin0...` counts and the one at `lins.0...` is not read. There is no dropout.
+The backbone is known from the names. `metric.state_dict()` works too. It has two entries for each head; the
+one at `lin0...` is read, the one at `lins.0...` is not. There is no dropout.
 
-Images are one, `(3, H, W)`, as inside `vmap`, or a batch, `(N, 3, H, W)`; what is returned of one image has
-no dimension for a batch. Grey ones, `(1, H, W)`, `(H, W)` or `(N, 1, H, W)`, count as RGB.
+Images are a batch, `(N, 3, H, W)`, or a single image, `(3, H, W)`, as inside `vmap`. Results for a single
+image have no batch dimension. Grey images, `(N, 1, H, W)`, `(1, H, W)` or `(H, W)`, count as RGB.
 """
 
 import functools
@@ -53,21 +53,21 @@ def lpips(
     """Return the distances of images.
 
     Args:
-        parameters: of the metric, as above.
+        parameters: the weights of a metric, by name: `dict(metric.named_parameters())`.
         in0: `(3, H, W)` or `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the device of the parameters.
-        in1: likewise; one image is compared with each of a batch.
+        in1: likewise. A single image is compared with each image of a batch.
         version: '0.1', or '0.0' for the heads of the paper's first version.
         normalize: the images are in [0, 1].
         spatial: return a map of distances instead of their average.
 
     Returns:
-        A scalar for two single images, else `(N,)`; with `spatial=True` `(H, W)` or `(N, H, W)`. Of the wider
-        dtype of images and parameters.
+        A scalar for two single images, else `(N,)`; with `spatial=True` `(H, W)` or `(N, H, W)`. The dtype is
+        the wider one of images and parameters.
 
     Raises:
-        TypeError: not tensors, or not of a usable dtype.
-        ValueError: parameters of no metric, an unknown version, shapes that do not fit, images too small for
-            the backbone, wrong device.
+        TypeError: the images are not tensors or have no usable dtype.
+        ValueError: the parameters are not those of a metric, the version is unknown, shapes do not fit, or
+            images are too small for the backbone or on another device.
     """
     features0, features1 = (
         _features(parameters, name, image, version, normalize) for name, image in (("in0", in0), ("in1", in1))
@@ -82,35 +82,41 @@ def lpips(
 def features(
     parameters: Parameters, images: Tensor, *, version: str = "0.1", normalize: bool = False
 ) -> tuple[Tensor, ...]:
-    """Return the activations of images in each layer that counts, as `metric.reference(images).features`.
+    """Return the features of images at each layer that the metric compares.
 
     Args:
-        parameters: of the metric, as above; those of the heads are not needed.
-        images: `(3, H, W)` or `(N, 3, H, W)`, as for `lpips`.
-        version: as for `lpips`.
+        parameters: the weights of a metric, by name. Those of the heads are not needed.
+        images: `(3, H, W)` or `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the device of the
+            parameters.
+        version: '0.1' scales the images to the statistics of ImageNet, '0.0' does not.
         normalize: the images are in [0, 1].
 
     Returns:
-        `(C, h, w)` or `(N, C, h, w)` for each of five layers (seven with SqueezeNet), not yet of unit length.
+        `(C, h, w)` or `(N, C, h, w)` for each of five layers (seven with SqueezeNet), before they are scaled
+        to unit length.
 
     Raises:
-        TypeError: not a tensor, or not of a usable dtype.
-        ValueError: as from `lpips`.
+        TypeError: the images are not a tensor or have no usable dtype.
+        ValueError: the parameters are not those of a metric, the version is unknown, or the images have a
+            wrong shape, are too small for the backbone or on another device.
     """
     return _features(parameters, "images", images, version, normalize)
 
 
 def heads(parameters: Parameters) -> tuple[Tensor, ...]:
-    """Return the weights of the channels of each layer, `(C,)`, in float32 at least.
+    """Return the weights of the channels of each layer, `(C,)`, in float32 or float64.
 
-    Without any heads among the parameters, as of `LPIPS(lpips=False)`, all channels weigh 1.
+    If the parameters have no heads, as those of `LPIPS(lpips=False)`, all channels have weight 1.
+
+    Args:
+        parameters: the weights of a metric, by name.
 
     Raises:
-        ValueError: parameters of no metric, or the heads of some layers alone.
+        ValueError: the parameters are not those of a metric, or only some layers have a head.
     """
     arch = ARCHITECTURES[_net(parameters)]
     like = parameters[_NAMES[arch.name][0]]
-    found = [  # dropout, which may come first, has a number but no weight
+    found = [  # the convolution comes second if there is dropout, else first
         parameters.get(f"lin{k}.model.1.weight", parameters.get(f"lin{k}.model.0.weight"))
         for k in range(len(arch.channels))
     ]
@@ -128,19 +134,20 @@ def distance(
     *,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Return the distances of images from their features.
+    """Return the distances of images, given their features: the formula of LPIPS.
 
     Args:
-        features0: for each layer `(C, h, w)` or `(N, C, h, w)`, as from `features`.
-        features1: likewise; one image is compared with each of a batch.
-        heads: for each layer `(C,)`, as from `heads`.
-        size: return a map of distances of this height and width instead of their average.
+        features0: the features of each layer, `(C, h, w)` or `(N, C, h, w)`. `features` returns them.
+        features1: likewise. A single image is compared with each image of a batch.
+        heads: the weights of each layer's channels, `(C,)`. `heads` returns them.
+        size: return a map of distances with this height and width instead of their average.
 
     Returns:
-        A scalar for two single images, else `(N,)`; with `size` `(H, W)` or `(N, H, W)`. In float32 at least.
+        A scalar for two single images, else `(N,)`; with `size` `(H, W)` or `(N, H, W)`. The dtype is float32
+        or float64.
 
     Raises:
-        ValueError: there are not as many layers in each.
+        ValueError: the arguments have different numbers of layers.
     """
     pairs = list(zip(map(_batch, features0), map(_batch, features1), strict=True))
     if all(can_run_fast(f0.shape, f1.shape) for f0, f1 in pairs):
@@ -154,19 +161,22 @@ def distance(
 
 
 def embedding(features: Sequence[Tensor], heads: Sequence[Tensor]) -> Tensor:
-    """Return vectors whose squared Euclidean distances are the metric: `(a - b).square().sum(-1)`.
+    """Return one vector per image, whose squared Euclidean distances are the distances of the images.
+
+    For vectors `a` and `b`, `(a - b).square().sum(-1)` equals `distance` of the features.
 
     Args:
-        features: for each layer `(C, h, w)` or `(N, C, h, w)`, as from `features`.
-        heads: for each layer `(C,)`, as from `heads`; not negative, for the root of a weight would be NaN.
-            A weight of 0, whose root has no derivative, counts as constant.
+        features: the features of each layer, `(C, h, w)` or `(N, C, h, w)`. `features` returns them.
+        heads: the weights of each layer's channels, `(C,)`. `heads` returns them. A negative weight gives
+            NaN, because the vectors hold its square root. A weight of 0 counts as a constant, because its
+            square root has no derivative.
 
     Returns:
-        `(D,)` or `(N, D)`, in float32 at least. For each layer, the values of all channels at the first
+        `(D,)` or `(N, D)`, in float32 or float64: layer by layer, the values of all channels at the first
         position, then at the next.
 
     Raises:
-        ValueError: there are not as many layers in each.
+        ValueError: the arguments have different numbers of layers.
     """
     parts = []
     for f, weight in zip(map(_batch, features), heads, strict=True):
@@ -182,7 +192,7 @@ def embedding(features: Sequence[Tensor], heads: Sequence[Tensor]) -> Tensor:
 def _features(
     parameters: Parameters, name: str, images: Tensor, version: str, normalize: bool
 ) -> tuple[Tensor, ...]:
-    """Return `features` of images, which errors call by a name."""
+    """Return what `features` returns; error messages call the images by this name."""
     net = _net(parameters)
     if version not in _VERSIONS:
         raise ValueError(f"version={version!r} is unknown; choose '0.1' or '0.0'")
@@ -192,17 +202,17 @@ def _features(
     given = {key: parameters[key] for key in _NAMES[net]}
     for key, constant in _SCALING.items():
         given[key] = parameters[key] if key in parameters else constant.to(like.device, like.dtype)
-    found: tuple[Tensor, ...] = functional_call(_trunks.made[net, version], given, (batch, normalize))
+    found: tuple[Tensor, ...] = functional_call(_modules.made[net, version], given, (batch, normalize))
     return found if images.ndim == 4 else tuple(f[0] for f in found)
 
 
 def _batch(tensor: Tensor) -> Tensor:
-    """Make a batch of one image's features."""
+    """Return features as a batch, also those of a single image."""
     return tensor[None] if tensor.ndim == 3 else tensor
 
 
 def _net(parameters: Parameters) -> str:
-    """Tell the backbone from the parameters' names."""
+    """Return the backbone that parameters belong to, by their names."""
     for net, names in _NAMES.items():
         if all(name in parameters for name in names):
             return net
@@ -212,30 +222,30 @@ def _net(parameters: Parameters) -> str:
     )
 
 
-class _Trunk(LPIPS):
-    """The way from images to features, without weights of its own."""
+class _FeatureModule(LPIPS):
+    """The part of a metric from images to features, without weights of its own."""
 
     def __init__(self, net: str, version: str) -> None:
-        nn.Module.__init__(self)  # no heads, and no weights to be drawn
+        nn.Module.__init__(self)  # LPIPS.__init__ would load weights
         self.version = version
         with torch.device("meta"):
             self.scaling_layer, self.net = ScalingLayer(), Backbone(ARCHITECTURES[net])
 
     def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Map images `(N, 3, H, W)` to features."""
-        return tuple(self.net.features(self._scale(images, normalize)))
+        """Return the features of images `(N, 3, H, W)`."""
+        return self._run_net(self._scale(images, normalize))
 
 
-class _Trunks(threading.local):
-    """The modules that `functional_call` lends the parameters to, of each thread its own."""
+class _FeatureModules(threading.local):
+    """The modules that `functional_call` gives the parameters to. Each thread has its own."""
 
     def __init__(self) -> None:
         self.made = {
-            (net, version): _Trunk(net, version) for net in ARCHITECTURES for version in ("0.1", "0.0")
+            (net, version): _FeatureModule(net, version) for net in ARCHITECTURES for version in _VERSIONS
         }
 
 
-_trunks = _Trunks()
-_NAMES = {net: [name for name, _ in _trunks.made[net, "0.1"].named_parameters()] for net in ARCHITECTURES}
+_modules = _FeatureModules()
+_NAMES = {net: [name for name, _ in _modules.made[net, "0.1"].named_parameters()] for net in ARCHITECTURES}
 with torch.device("cpu"):
     _SCALING = {f"scaling_layer.{name}": buffer for name, buffer in ScalingLayer().named_buffers()}

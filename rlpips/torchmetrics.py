@@ -1,4 +1,4 @@
-"""LPIPS as a torchmetrics metric: the interface of torchmetrics' own, with the weights of this package."""
+"""LPIPS for torchmetrics: the interface of torchmetrics' own class, with the weights of this package."""
 
 import re
 import warnings
@@ -30,7 +30,7 @@ _REDUCTIONS = ("mean", "sum", "none", None)
 
 
 class _LPIPS(LPIPS):
-    """The metric, which also knows torchmetrics' name of `retPerLayer`."""
+    """The metric, which also takes `retPerLayer` by the name that torchmetrics uses."""
 
     def forward(  # type: ignore[override]
         self,
@@ -42,34 +42,34 @@ class _LPIPS(LPIPS):
         *,
         retperlayer: bool = False,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Measure as `LPIPS.forward` does."""
+        """Return what `LPIPS.forward` returns."""
         per_layer = retPerLayer or retperlayer
         return super().forward(in0, in1, per_layer, normalize, tile)  # type: ignore[call-overload, no-any-return]
 
 
 class LearnedPerceptualImagePatchSimilarity(Metric):
-    """The mean distance of all pairs of images so far, in place of torchmetrics' class of the same name.
+    """The mean distance of all pairs of images so far: a drop-in for torchmetrics' class of the same name.
 
-    `update` measures a batch, `compute` returns the result over all batches and, in a process group, over all
-    ranks; `forward` does both and returns the value of its batch, through which gradients flow to the images.
-    Where the reduction allows, the state is a sum and a count, whose size does not grow with the images.
+    `update` measures a batch. `compute` returns the result over all batches and, in a process group, over all
+    ranks. `forward` does both and returns the value of its batch; gradients flow through it to the images.
+    With the reductions 'mean' and 'sum', the state is a sum and a count, and does not grow.
 
-    The metric inside, `net`, is frozen: it stays in eval mode and requires no gradient. Its weights are part
-    of the state dict as they are in torchmetrics, under the same names, so that each loads the other's
-    checkpoints. `net(x, y, retperlayer=True)` returns the shares of layers, too.
+    The LPIPS module inside, `net`, is frozen: it stays in eval mode and requires no gradient. The state dict
+    holds its weights under the names that torchmetrics uses, so each class loads checkpoints of the other.
+    `net(x, y, retperlayer=True)` also returns the shares of the layers.
 
     Args:
-        net_type: the backbone, 'alex', 'vgg' or 'squeeze'.
-        reduction: 'mean'; 'sum'; or 'none' or None for the distance of each pair, those of one rank after
-            those of another. These are kept one and all, on the CPU with `compute_on_cpu=True`.
-        normalize: images are in [0, 1] rather than [-1, 1].
-        weights: as for `rlpips.LPIPS`. The standard ones give torchmetrics' numbers.
-        kwargs: those of every `torchmetrics.Metric`, such as `dist_sync_on_step`.
+        net_type: the backbone: 'alex', 'vgg' or 'squeeze'.
+        reduction: 'mean'; 'sum'; or 'none' or None for the distance of each pair, rank by rank. With 'none'
+            or None, all distances are kept; `compute_on_cpu=True` keeps them on the CPU.
+        normalize: the images are in [0, 1] instead of [-1, 1].
+        weights: the weights, by name or path, as in `rlpips.LPIPS`. 'standard' gives torchmetrics' numbers.
+        kwargs: arguments of every `torchmetrics.Metric`, such as `dist_sync_on_step`.
 
     Raises:
         ValueError: an argument is unknown or does not fit the others.
         CheckpointError: a file is not a checkpoint for this metric.
-        WeightsUnavailableError: weights are not on this machine and could not be fetched.
+        WeightsUnavailableError: weights are not on this machine and could not be downloaded.
 
     >>> metric = LearnedPerceptualImagePatchSimilarity(weights="robust")
     >>> x = torch.full((2, 3, 64, 64), -0.5)
@@ -83,7 +83,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     full_state_update: bool = False
     plot_lower_bound: float = 0.0
     plot_upper_bound: float = 1.0
-    feature_network: str = "net"  # what torchmetrics' FeatureShare looks for
+    feature_network: str = "net"  # torchmetrics' FeatureShare reads this
 
     _told_range: bool = False
 
@@ -108,15 +108,15 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
         if not isinstance(normalize, bool):
-            raise ValueError(f"normalize must be True or False, got {normalize!r}")  # noqa: TRY004, as there
+            raise ValueError(f"normalize must be True or False, got {normalize!r}")  # noqa: TRY004, as in torchmetrics
         self.net_type = net_type
         self.reduction = reduction
         self.normalize = normalize
         self.net = _LPIPS(net=net_type, weights=weights, check_range=False)
         for name, buffer in list(self.net.scaling_layer.named_buffers()):
-            self.net.scaling_layer.register_buffer(name, buffer, persistent=False)  # as torchmetrics has it
+            self.net.scaling_layer.register_buffer(name, buffer, persistent=False)  # as in torchmetrics
         if reduction in ("mean", "sum"):
-            self.add_state("total", torch.zeros((), dtype=_wide(self.device)), dist_reduce_fx="sum")
+            self.add_state("total", torch.zeros((), dtype=_sum_dtype(self.device)), dist_reduce_fx="sum")
             self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         else:
             self.add_state("scores", [], dist_reduce_fx="cat")
@@ -126,14 +126,14 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
 
         Args:
             img1: `(N, 3, H, W)`, RGB in [-1, 1], or [0, 1] with `normalize=True`; floating point, on the
-                metric's device. Values above 1 are measured without `normalize`, as in torchmetrics, and
-                warned of once.
+                metric's device. Without `normalize`, values above 1 are measured, as in torchmetrics, with
+                one warning.
             img2: likewise.
 
         Raises:
-            TypeError: not tensors, or not of a usable dtype.
-            ValueError: shapes that do not fit, images too small for the backbone, wrong device, values out of
-                range or NaN.
+            TypeError: the images are not tensors or have no usable dtype.
+            ValueError: shapes do not fit, images are too small for the backbone or on another device, or
+                values are out of range or NaN.
         """
         images = {"img1": img1, "img2": img2}
         like = next(self.net.parameters())
@@ -143,7 +143,9 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         message = check_range(images, self.normalize, beyond=not self.normalize)
         if message and not self._told_range:
             self._told_range = True
-            warnings.warn(f"{message}. They are measured, and this is said once.", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"{message}. They are measured. This warning is shown once.", UserWarning, stacklevel=3
+            )
         scores = self.net(img1, img2, normalize=self.normalize).flatten()
         if self.reduction in ("mean", "sum"):
             self.total = self.total + scores.sum(dtype=self.total.dtype)
@@ -152,14 +154,16 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             self.scores.append(scores)
 
     def compute(self) -> Tensor:
-        """Return the mean or the sum of all distances so far, a scalar, or all of them, `(N,)`.
+        """Return the mean or the sum of all distances so far, a scalar, or all distances, `(N,)`.
 
         Raises:
-            ValueError: nothing was measured.
+            ValueError: no images have been measured.
         """
         listed = self.reduction in ("none", None)
         if not (len(self.scores) if listed else self.count):
-            raise ValueError("no images were measured; call update or the metric itself before compute")
+            raise ValueError(
+                "no images have been measured; call update, or the metric itself, before compute"
+            )
         if listed:
             scores: Tensor = dim_zero_cat(self.scores)
             return scores
@@ -172,12 +176,12 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         """Draw values with matplotlib.
 
         Args:
-            val: what `compute` or `forward` returned, or a list of such values; by default what `compute`
+            val: a value of `compute` or `forward`, or a list of such values. The default is what `compute`
                 returns now.
             ax: axes to draw on.
 
         Returns:
-            The figure, None where axes were given, and the axes.
+            The figure, which is None if `ax` is given, and the axes.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -187,7 +191,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     def state_dict(  # type: ignore[override]
         self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Return the weights, and states that were made persistent, under torchmetrics' names."""
+        """Return the weights, and states that are persistent, under the names that torchmetrics uses."""
         state: dict[str, Any] = super().state_dict(
             destination=destination, prefix=prefix, keep_vars=keep_vars
         )
@@ -205,12 +209,12 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
     ) -> "LearnedPerceptualImagePatchSimilarity":
-        """Move and convert the metric, but only move the sum and the count, which must not be rounded."""
-        kept = [name for name in ("total", "count") if name in self._defaults]
-        super()._apply(fn, exclude_state=(*exclude_state, *kept))
-        for name in kept:
+        """Move and convert the metric, but do not convert the sum and the count, because this rounds them."""
+        sums = [name for name in ("total", "count") if name in self._defaults]
+        super()._apply(fn, exclude_state=(*exclude_state, *sums))
+        for name in sums:
             value: Tensor = getattr(self, name)
-            dtype = _wide(self.device) if value.is_floating_point() else value.dtype
+            dtype = _sum_dtype(self.device) if value.is_floating_point() else value.dtype
             value = value.to(self.device, dtype)
             setattr(self, name, value)
             self._defaults[name] = torch.zeros_like(value)
@@ -218,12 +222,12 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
 
 
 def _rename(state: dict[str, Any], pattern: str, new: Callable[[int], str]) -> None:
-    """Rename the slices of a backbone in a state dict, by their numbers."""
+    """Rename the slices of a backbone in a state dict; `new` makes the name from the number of a slice."""
     for key in list(state):
         renamed = re.sub(rf"^{pattern}(?=\.)", lambda match: new(int(match[1])), key)
         state[renamed] = state.pop(key)
 
 
-def _wide(device: torch.device) -> torch.dtype:
-    """Return the dtype in which many distances may be added up on a device."""
-    return torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums of many distances on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64

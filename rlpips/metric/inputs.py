@@ -1,4 +1,4 @@
-"""What is checked of the images that go into a metric."""
+"""Checks of the images that go into a metric: shape, dtype, device, size and range of values."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TOLERANCE = 1e-3  # rounding and projection steps may leave the range by this much without a warning
-_CHANNELS_LAST = "the channels are last, move them with x.permute"
+_TOLERANCE = 1e-3  # rounding and projections may leave the range by this much
+_CHANNELS_LAST = "the channels are last; move them with x.permute"
 
 
 def as_batch(image: Tensor) -> Tensor:
-    """View grey images and single ones as a batch `(N, 3, H, W)`, as they broadcast in `lpips`.
+    """Return grey images and single images as a batch `(N, 3, H, W)`, as `lpips` broadcasts them.
 
-    Grey images are `(N, 1, H, W)`, single ones `(3, H, W)`, `(1, H, W)` or `(H, W)`. Anything else, such as a
-    batch of RGB images, is returned as it is.
+    Grey images are `(N, 1, H, W)`, single images `(3, H, W)`, `(1, H, W)` or `(H, W)`. Anything else, such as
+    a batch of RGB images, is returned unchanged.
     """
     if not isinstance(image, Tensor) or not 2 <= image.ndim <= 4:
         return image
@@ -27,19 +27,20 @@ def as_batch(image: Tensor) -> Tensor:
 
 
 def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int, channels: int | None = 3) -> None:
-    """Check all of a batch of images that can be told without looking at values.
+    """Check everything about a batch of images except its values.
 
     Args:
-        name: what error messages call it.
+        name: the name of the images in error messages.
         image: `(N, 3, H, W)`.
-        like: a tensor of the module; the images must be on its device and of its dtype, or of a narrower one
+        like: a tensor of the metric. The images must be on its device and have its dtype or a narrower one
             (any floating dtype under autocast).
-        min_size: the least height and width.
-        channels: how many there must be; None leaves that to the module.
+        min_size: the smallest height and width allowed.
+        channels: the number of channels required; None accepts any.
 
     Raises:
-        TypeError: not a tensor, or not of a usable dtype.
-        ValueError: wrong number of dimensions or channels, too small, wrong device.
+        TypeError: the images are not a tensor or have no usable dtype.
+        ValueError: the number of dimensions or channels is wrong, or the images are too small or on another
+            device.
     """
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (N, 3, H, W), got {type(image).__name__}")
@@ -83,10 +84,10 @@ def check_image(name: str, image: Tensor, *, like: Tensor, min_size: int, channe
 def check_pair(
     shape0: Sequence[int], shape1: Sequence[int], *, names: Sequence[str] = ("in0", "in1")
 ) -> None:
-    """Check that two batches `(N, 3, H, W)` can be compared: one size, and one `N` or an `N` of 1.
+    """Check that two batches `(N, 3, H, W)` have the same size, and the same `N` or an `N` of 1.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: the batches cannot be compared.
     """
     if tuple(shape0[2:]) != tuple(shape1[2:]):
         raise ValueError(
@@ -101,18 +102,18 @@ def check_pair(
 
 
 def check_range(images: dict[str, Tensor], normalize: bool, *, beyond: bool = False) -> str:
-    """Check the values of batches of images, by their names. On a GPU this waits for them.
+    """Check the values of batches of images. On a GPU this waits for the values.
 
     Args:
-        images: the batches.
-        normalize: they are in [0, 1].
-        beyond: let finite values above 1 pass.
+        images: the batches, by their names.
+        normalize: the images are in [0, 1].
+        beyond: accept finite values above 1.
 
     Returns:
-        A message about values above 1 that passed; empty if there are none.
+        A message about values above 1 that were accepted; empty if there are none.
 
     Raises:
-        ValueError: a value is NaN or not in [-1, 1], or [0, 1] with `normalize`.
+        ValueError: a value is NaN or outside [-1, 1], or [0, 1] with `normalize`.
     """
     images = {name: image for name, image in images.items() if image.numel()}
     if not images:
@@ -126,12 +127,12 @@ def check_range(images: dict[str, Tensor], normalize: bool, *, beyond: bool = Fa
 
 
 def _extremes(images: dict[str, Tensor]) -> Tensor:
-    """Return the least and greatest value of each batch, `(len(images), 2)`."""
+    """Return the smallest and the largest value of each batch, `(len(images), 2)`."""
     return torch.stack([torch.stack(torch.aminmax(image.detach().float())) for image in images.values()])
 
 
 def _out_of_range(names: list[str], extremes: Tensor, normalize: bool) -> str:
-    """Say which batch is not in range; say nothing if all are."""
+    """Return a message about the first batch that is out of range; empty if there is none."""
     least = -1.0 + normalize
     for name, (low, high) in zip(names, extremes.tolist(), strict=True):
         if low != low:
@@ -143,11 +144,11 @@ def _out_of_range(names: list[str], extremes: Tensor, normalize: bool) -> str:
 
 
 class RangeCheck:
-    """Warns, once, of images that are not in the range which the metric expects.
+    """Warn once if images are out of the range that the metric expects.
 
-    On the CPU the values are looked at right away. On a CUDA device their extremes are copied to the host
-    asynchronously and looked at in a later call, when they have arrived, so no stream is ever synchronised.
-    Nothing is checked while compiling, tracing or capturing, or where a transform hides the values.
+    On the CPU, values are checked at once. On a CUDA device, their extremes are copied to the host
+    asynchronously and checked in a later call, when they have arrived, so the check never synchronises.
+    Compiling, tracing, capturing a graph and transforms that hide the values switch the check off.
     """
 
     def __init__(self) -> None:
@@ -158,16 +159,16 @@ class RangeCheck:
         return {"warned": self.warned, "_pending": None}
 
     def __call__(self, images: dict[str, Tensor], normalize: bool) -> None:
-        """Check batches as they come to `forward`, by their names there."""
+        """Check batches of images, by the names that `forward` gives them."""
         if self.warned or not images or not all(image.numel() for image in images.values()):
             return
         device = next(iter(images.values())).device
         try:
             if device.type == "cpu":
-                self._judge(_extremes(images), list(images), normalize)
+                self._warn(_extremes(images), list(images), normalize)
             elif device.type == "cuda":
                 self._check_later(images, normalize, device)
-        except RuntimeError:  # fake tensors and torch.func.vmap have no values to show
+        except RuntimeError:  # fake tensors and those in torch.func.vmap show no values
             return
 
     def _check_later(self, images: dict[str, Tensor], normalize: bool, device: torch.device) -> None:
@@ -178,7 +179,7 @@ class RangeCheck:
             if not event.query():  # type: ignore[no-untyped-call]
                 return
             self._pending = None
-            self._judge(extremes, names, pending_normalize)
+            self._warn(extremes, names, pending_normalize)
         host = torch.empty(len(images), 2, pin_memory=True)
         with torch.cuda.device(device):
             host.copy_(_extremes(images), non_blocking=True)
@@ -186,7 +187,7 @@ class RangeCheck:
             event.record()
         self._pending = (event, host, list(images), normalize)
 
-    def _judge(self, extremes: Tensor, names: list[str], normalize: bool) -> None:
+    def _warn(self, extremes: Tensor, names: list[str], normalize: bool) -> None:
         message = _out_of_range(names, extremes, normalize)
         if not message and not normalize and extremes.min() >= 0:
             message = (
@@ -195,6 +196,6 @@ class RangeCheck:
             )
         if message:
             self.warned = True
-            message += ". This is said once; check_range=False switches the check off."
-            # 7 frames up: _judge, __call__, LPIPS._check, a method of LPIPS, and two of nn.Module come before
+            message += ". This warning is shown once; check_range=False switches the check off."
+            # the caller is 7 frames up, above _warn, __call__, LPIPS._check, forward and two of nn.Module
             warnings.warn(message, UserWarning, stacklevel=7)

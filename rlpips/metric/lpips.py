@@ -212,8 +212,8 @@ class LPIPS(nn.Module):
     @overload
     def forward(
         self,
-        in0: "Tensor | Reference",
-        in1: "Tensor | Reference",
+        in0: Tensor | Reference,
+        in1: Tensor | Reference,
         retPerLayer: Literal[False] = False,
         normalize: bool = False,
         tile: int | None = None,
@@ -221,16 +221,16 @@ class LPIPS(nn.Module):
     @overload
     def forward(
         self,
-        in0: "Tensor | Reference",
-        in1: "Tensor | Reference",
+        in0: Tensor | Reference,
+        in1: Tensor | Reference,
         retPerLayer: Literal[True],
         normalize: bool = False,
         tile: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]: ...
     def forward(
         self,
-        in0: "Tensor | Reference",
-        in1: "Tensor | Reference",
+        in0: Tensor | Reference,
+        in1: Tensor | Reference,
         retPerLayer: bool = False,
         normalize: bool = False,
         tile: int | None = None,
@@ -280,28 +280,26 @@ class LPIPS(nn.Module):
             return total.to(dtype), [share.to(dtype) for share in shares]
         return total.to(dtype)
 
-    def _layer_maps(
-        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
-    ) -> list[Tensor]:
+    def _layer_maps(self, in0: Tensor | Reference, in1: Tensor | Reference, normalize: bool) -> list[Tensor]:
         """Return the map of distances of each layer, `(N, 1, h, w)`: the formula up to the average."""
         features = self._features(in0, in1, normalize)
         weights = fixed_weights(self.heads)
         if weights is not None and can_run_fast(in0.shape, in1.shape):
-            lengths = [each.lengths if isinstance(each, Reference) else None for each in (in0, in1)]
+            lengths = [x.lengths[: self.L] if isinstance(x, Reference) else None for x in (in0, in1)]
             return fast_layer_maps(features, weights, lengths)
         return layer_maps(features, [functools.partial(apply_head, head) for head in self.heads])
 
     def _features(
-        self, in0: "Tensor | Reference", in1: "Tensor | Reference", normalize: bool
+        self, in0: Tensor | Reference, in1: Tensor | Reference, normalize: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the features of both batches for each layer."""
         scale = functools.partial(self._scale, normalize=normalize)
         if self._has_own_backbone():
-            return itertools.islice(features_in_one_run(self.net, scale, in0, in1), self.L)
-        return zip(
-            *(x.features if isinstance(x, Reference) else self._run_net(scale(x)) for x in (in0, in1)),
-            strict=True,
-        )
+            pairs = features_in_one_run(self.net, scale, in0, in1)
+        else:
+            each = (x.features if isinstance(x, Reference) else self._run_net(scale(x)) for x in (in0, in1))
+            pairs = zip(*each, strict=False)
+        return itertools.islice(pairs, self.L)
 
     @property
     def heads(self) -> list[nn.Module | None]:
@@ -327,7 +325,7 @@ class LPIPS(nn.Module):
         """Return whether the backbone's slices may run one by one: `net` is a `Backbone` without hooks."""
         return type(self.net) is Backbone and not has_hooks(self.net)
 
-    def _dtype(self, images: "Tensor | Reference") -> torch.dtype:
+    def _dtype(self, images: Tensor | Reference) -> torch.dtype:
         """Return the dtype of distances to images."""
         if isinstance(images, Reference):
             return images.dtype
@@ -346,8 +344,8 @@ class LPIPS(nn.Module):
         @overload
         def __call__(
             self,
-            in0: "Tensor | Reference",
-            in1: "Tensor | Reference",
+            in0: Tensor | Reference,
+            in1: Tensor | Reference,
             retPerLayer: Literal[False] = False,
             normalize: bool = False,
             tile: int | None = None,
@@ -355,8 +353,8 @@ class LPIPS(nn.Module):
         @overload
         def __call__(
             self,
-            in0: "Tensor | Reference",
-            in1: "Tensor | Reference",
+            in0: Tensor | Reference,
+            in1: Tensor | Reference,
             retPerLayer: Literal[True],
             normalize: bool = False,
             tile: int | None = None,
@@ -364,7 +362,7 @@ class LPIPS(nn.Module):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Do as `forward` does."""
 
-    def reference(self, images: Tensor, normalize: bool = False) -> "Reference":
+    def reference(self, images: Tensor, normalize: bool = False) -> Reference:
         """Compute the features of images once, to compare the images many times.
 
         `metric(x, metric.reference(y))` equals `metric(x, y)`. If `y` stays the same, it takes half the time.
@@ -385,7 +383,7 @@ class LPIPS(nn.Module):
             lengths = tuple(channel_lengths(f) for f in features)
             return Reference(features, lengths, tuple(batch.shape), self._dtype(batch), self._made_by())
 
-    def _check(self, inputs: "dict[str, Tensor | Reference]", normalize: bool) -> "list[Tensor | Reference]":
+    def _check(self, inputs: dict[str, Tensor | Reference], normalize: bool) -> list[Tensor | Reference]:
         """Check inputs, by their names, and return them with images as batches `(N, 3, H, W)`."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return list(inputs.values())

@@ -246,7 +246,7 @@ def test_a_reference_cannot_be_cut():
     ours, _ = peers("alex")
     x, y = pair(ours, (1, 3, 64, 64))
     for each in ((x, ours.reference(y)), (ours.reference(x), y)):
-        with pytest.raises(TypeError, match="a reference holds the activations of whole images"):
+        with pytest.raises(TypeError, match="a reference holds the features of whole images"):
             ours(*each, tile=64)
 
 
