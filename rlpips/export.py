@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlpips._version import __version__
 from rlpips.backbones.architectures import Backbone, architecture
 from rlpips.errors import MissingExtraError
-from rlpips.hub.checkpoints import metric_digest
+from rlpips.hub.digests import metric_digest
 from rlpips.metric.formula import average_and_sum, layer_maps
 from rlpips.metric.heads import apply_head
 from rlpips.metric.lpips import LPIPS

@@ -15,7 +15,7 @@ from peers import WORST, hushed
 from users import open_to_all
 
 import rlpips
-from rlpips.hub import cache, registry
+from rlpips.hub import registry, store
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -53,7 +53,7 @@ def shared():
 def real_weights(shared, own_cache):
     """Import the real ImageNet weights of AlexNet and VGG16 into the tests' cache."""
     for name in ("alexnet", "vgg16"):
-        cache.import_file(registry.entry(name), shared / "weights" / f"{name}-imagenet-features.pth")
+        store.import_file(registry.entry(name), shared / "weights" / f"{name}-imagenet-features.pth")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from peers import images
 
 import rlpips
 from rlpips.cli import main
-from rlpips.hub.checkpoints import metric_digest
+from rlpips.hub.digests import metric_digest
 
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
 

@@ -122,7 +122,13 @@ def test_the_wheel_and_the_sdist_hold_what_they_must_and_nothing_else(built):
         if path.suffix in (".py", ".pyi", ".typed")
     }
     data = {path.name for path in registry.data_dir().iterdir()}
-    assert data == {"registry.json", "README.md", "lpips-heads.pth", "rlpips-alex.pth", "rlpips-heads.pth"}
+    assert data == {
+        "registry.json",
+        "README.md",
+        "lpips-heads.safetensors",
+        "rlpips-alex.safetensors",
+        "rlpips-heads.safetensors",
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {name for name in names if not name.startswith(f"rlpips-{rlpips.__version__}.dist-info/")}

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlpips.backbones import ARCHITECTURES
 from rlpips.hub import checkpoints
+from rlpips.hub.tensorfiles import load_tensors, read_metadata
 from rlpips.system.files import write_atomically
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -48,17 +49,18 @@ def main() -> None:
     contents = checkpoints.read(options.run / "metric.safetensors", ARCHITECTURES[entry["net"]])
     metadata = contents.metadata
     entry["recipe"] = recipe(metadata)
-    about = {key: metadata[key] for key in ("recipe", "data", "teachers", "steps")}
+    about = {key: metadata[key] for key in ("recipe", "data", "teachers", "steps", "scores")}
     file = WEIGHTS / entry["file"]
     heads = {f"lin{k}.model.1.weight": value for k, value in enumerate(contents.heads or [])}
     if entry["kind"] == "metric":
         state = {**(contents.backbone or {}), **heads}
         state = {key: value.half() for key, value in state.items()}
-        checkpoints.save(file, state, {**about, "version": entry["version"]})
+        named = {"name": options.name, **{key: entry[key] for key in ("net", "version", "licence")}}
+        checkpoints.save(file, state, {**named, **about})
     else:
-        state, others = checkpoints.unpack(checkpoints.load(file, pinned=True), file)
+        state, others = load_tensors(file), read_metadata(file)
         state |= {f"{options.name}.{key}": value for key, value in heads.items()}
-        checkpoints.save(file, state, {**others, entry["net"]: about})
+        checkpoints.save(file, state, {**others, options.name: about})
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     for each in registry["weights"].values():
         if each["file"] == entry["file"]:

@@ -413,11 +413,11 @@ def _weights_list(options: argparse.Namespace) -> int:
         entries = [vars(entry) for entry in registry.list_weights().values()]
         print(json.dumps(entries, indent=2))
         return 0
-    from rlpips.hub import cache
+    from rlpips.hub import store
 
     rows = [("name", "kind", "net", "on this machine", "trained")]
     for entry in registry.list_weights().values():
-        path = cache.path_of(entry)
+        path = store.path_of(entry)
         where = "no" if not path.exists() else str(path) if entry.urls else "ships with rlpips"
         rows.append((entry.name, entry.kind, entry.net, where, _trained(entry)))
     print("\n".join(columns(rows)))
@@ -433,10 +433,10 @@ def _trained(entry: "WeightsEntry") -> str:
 
 
 def _weights_path(options: argparse.Namespace) -> int:
-    from rlpips.hub import cache
+    from rlpips.hub import store
     from rlpips.hub.registry import entry
 
-    path = cache.path_of(entry(options.name))
+    path = store.path_of(entry(options.name))
     if not path.exists():
         raise FileNotFoundError(
             f"{options.name} is not on this machine; it would become {path}. "
@@ -447,33 +447,33 @@ def _weights_path(options: argparse.Namespace) -> int:
 
 
 def _weights_download(options: argparse.Namespace) -> int:
-    from rlpips.hub import cache
+    from rlpips.hub import store
 
     def download(entry: "WeightsEntry") -> str:
-        path = cache.ensure(entry)
-        cache.verify(entry)
+        path = store.ensure(entry)
+        store.verify(entry)
         return str(path)
 
     return _for_each(options.names, download)
 
 
 def _weights_verify(options: argparse.Namespace) -> int:
-    from rlpips.hub import cache, registry
+    from rlpips.hub import registry, store
 
     def verify(entry: "WeightsEntry") -> str:
-        cache.verify(entry)
+        store.verify(entry)
         return f"{entry.name}: right"
 
     names = options.names or [
-        name for name, entry in registry.list_weights().items() if cache.path_of(entry).exists()
+        name for name, entry in registry.list_weights().items() if store.path_of(entry).exists()
     ]
     return _for_each(names, verify)
 
 
 def _weights_import(options: argparse.Namespace) -> int:
-    from rlpips.hub import cache
+    from rlpips.hub import store
 
-    return _for_each([options.name], lambda entry: str(cache.import_file(entry, options.file)))
+    return _for_each([options.name], lambda entry: str(store.import_file(entry, options.file)))
 
 
 def _for_each(names: Iterable[str], action: Callable[["WeightsEntry"], str]) -> int:

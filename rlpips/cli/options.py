@@ -167,7 +167,7 @@ def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None
     import torch
 
     from rlpips.backbones.architectures import ARCHITECTURES
-    from rlpips.hub.checkpoints import metric_digest
+    from rlpips.hub.digests import metric_digest
 
     head, colon, tail = text.partition(":")
     metric: Any

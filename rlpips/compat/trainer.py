@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpips.compat.names import DSSIM, L2, BCERankingLoss, tensor2im
-from rlpips.hub import checkpoints
+from rlpips.hub.tensorfiles import load_tensors
 from rlpips.metric.lpips import LPIPS
 from rlpips.training.loop import clamp_heads
 
@@ -206,7 +206,7 @@ class Trainer:
         """
         path = Path(self.save_dir) / f"{epoch_label}_net_{network_label}.pth"
         logger.info("loading %s", path)
-        network.load_state_dict(checkpoints.load(path))
+        network.load_state_dict(load_tensors(path))
 
     def update_learning_rate(self, nepoch_decay: float) -> None:
         """Lower the learning rate by its first value's `nepoch_decay`-th part."""

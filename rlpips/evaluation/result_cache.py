@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 
 from rlpips._version import __version__
-from rlpips.hub import torchfile
-from rlpips.system.files import read_with_digest, write_with_digest
+from rlpips.system.files import read_with_digest, shown_path, write_with_digest
 from rlpips.system.processes import Processes
 
 logger = logging.getLogger("rlpips")
@@ -102,7 +101,7 @@ def _read(path: Path) -> Measurements | None:
         return None
     content = read_with_digest(path)
     if content is None:
-        logger.warning("%s is damaged; what it held is measured again", torchfile.name(path))
+        logger.warning("%s is damaged; what it held is measured again", shown_path(path))
         return None
     with np.load(io.BytesIO(content)) as file:
         arrays = {name.partition(":")[::2]: file[name] for name in file.files}

@@ -34,7 +34,7 @@ from rlpips.evaluation.pictures import Image, file_names, magnified_difference, 
 from rlpips.evaluation.result_cache import Measurements, ResultCache
 from rlpips.evaluation.robustness_report import Distances, RobustnessReport
 from rlpips.evaluation.worst_examples import WorstImages
-from rlpips.hub.checkpoints import metric_digest
+from rlpips.hub.digests import metric_digest
 from rlpips.images import to_tensor
 from rlpips.system.processes import Processes
 

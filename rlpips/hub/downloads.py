@@ -7,7 +7,6 @@ next URL is tried. A transfer is broken off when it brings less than 10 kB per s
 import datetime
 import email.utils
 import errno
-import hashlib
 import logging
 import os
 import queue
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from rlpips.errors import printable
+from rlpips.hub.digests import file_digest, matches
 from rlpips.system import shared_folders
 from rlpips.system.progress import progress
 
@@ -62,30 +62,6 @@ class _Broken(Exception):  # noqa: N818
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """Return the hexadecimal digest of a file.
-
-    Args:
-        path: the file.
-        algorithm: 'sha256', or 'git-blob-sha1', git's object id: SHA-1 over 'blob SIZE', a zero byte and the
-            content.
-    """
-    if algorithm == "git-blob-sha1":
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    else:
-        digest = hashlib.new(algorithm)
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def matches(path: Path, digest: str) -> bool:
-    """Tell whether a file has the digest 'ALGORITHM:HEX'."""
-    algorithm, _, expected = digest.partition(":")
-    return file_digest(path, algorithm) == expected
 
 
 def fetch(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from rlpips._version import __version__
 from rlpips.backbones.architectures import Backbone, architecture
-from rlpips.hub import cache, registry
+from rlpips.hub import checkpoints, loading
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps, features_in_one_run
 from rlpips.metric.formula import average_and_sum, layer_maps
 from rlpips.metric.fused import channel_lengths
@@ -119,14 +120,10 @@ class LPIPS(nn.Module):
             if weights != "standard":
                 raise ValueError("model_path and weights both name a checkpoint; pass only one of them")
             weights = Path(model_path)
-        checkpoint = cache.find(weights, arch, version)
+        checkpoint = loading.load(
+            weights, arch, version, lpips=lpips, pretrained=pretrained, pnet_rand=pnet_rand
+        )
         heads, backbone = checkpoint.heads, checkpoint.backbone
-        if not lpips and heads is not None and backbone is None:
-            raise ValueError(f"{weights} holds heads alone, but lpips=False leaves out the heads")
-        if heads is None and lpips and pretrained:
-            heads = cache.standard_heads(arch, version)
-        if backbone is None and not pnet_rand:
-            backbone = cache.backbone(registry.entry(arch.checkpoint))
         if verbose:
             logger.info(
                 "LPIPS: net=%s version=%s lpips=%s spatial=%s weights=%s",
@@ -169,6 +166,22 @@ class LPIPS(nn.Module):
             self.lins.requires_grad_(heads is None or not eval_mode)
             self.register_state_dict_post_hook(_store_heads_apart)  # type: ignore[no-untyped-call]
         self.train(not eval_mode)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the weights to a safetensors file, which `LPIPS(net=..., version=..., weights=path)` reads.
+
+        The file holds the tensors of the state dict, under the same names, and says which `net` and `version`
+        they are for. A file of a metric without heads (`lpips=False`) is a backbone for any metric.
+
+        Args:
+            path: of the file; '.safetensors' is the usual suffix. It is written whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        heads = {"version": self.version} if self.lpips else {}  # a backbone is for all versions
+        about = {"net": self.pnet_type, **heads, "rlpips": __version__}
+        checkpoints.save(Path(path), self.state_dict(), about)
 
     def train(self, mode: bool | None = None) -> "LPIPS":
         """Set the training mode of what is trainable. A frozen metric stays in eval mode.

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rlpips.errors import ImageError
-from rlpips.hub import cache
+from rlpips.hub import registry
 from rlpips.images import opaque, to_tensor
 from rlpips.images import resize as resize_images
 from rlpips.metric.lpips import LPIPS
@@ -33,7 +33,7 @@ def cached_metric(net: str, weights: str | PathLike[str], version: str, device: 
         FileNotFoundError: `weights` is the path of a file that does not exist.
         ValueError: as from `LPIPS`.
     """
-    file = cache.file_of(weights)
+    file = registry.file_of(weights)
     if file is None:
         return _build(net, str(weights), version, device, None)
     file = file.resolve()

@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one."""
+"""Writing files so that no reader ever sees half of one, and refusing what is no file before it is opened."""
 
 import hashlib
 import os
@@ -7,6 +7,27 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from rlpips.errors import CheckpointError, printable
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as messages show it."""
+    return printable(str(path), 4096)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is not a file: pipes and devices may never end.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        CheckpointError: it is a folder, a pipe or a device.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {shown_path(path)}")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise CheckpointError(f"{shown_path(path)} is {kind}, not a file")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -30,6 +30,7 @@ from rlpips.data.judgements import collate
 from rlpips.errors import DatasetError, MissingExtraError, UndefinedDistanceError
 from rlpips.evaluation.scores import accuracy, mean_of, measure_2afc
 from rlpips.hub import checkpoints
+from rlpips.hub.digests import metric_digest
 from rlpips.metric.lpips import LPIPS
 from rlpips.system.processes import Processes
 from rlpips.system.progress import progress
@@ -255,7 +256,7 @@ def train(
     about: dict[str, Any] = {
         "recipe": recipe.to_json(),
         "data": {**(description or {}), "count": count},
-        "teachers": {name: checkpoints.metric_digest(metric) for name, metric in teachers.items()},
+        "teachers": {name: metric_digest(metric) for name, metric in teachers.items()},
         "rlpips": __version__,
         "torch": str(torch.__version__),
     }

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlpips.errors import CheckpointError, printable
-from rlpips.hub import checkpoints, torchfile
-from rlpips.system.files import write_atomically
+from rlpips.hub.nested import load_nested, save_nested
+from rlpips.system.files import shown_path, write_atomically
 
 
 class RunFolder:
@@ -104,15 +104,14 @@ class RunFolder:
         if not self.state_file.exists():
             return None
         try:
-            loaded = checkpoints.load(self.state_file)
+            state = load_nested(self.state_file)
         except CheckpointError as error:
             raise self.damaged() from error
-        if not isinstance(loaded, dict) or not isinstance(loaded.get("state"), dict):
+        if not isinstance(state, dict):
             raise self.damaged()
-        state: dict[str, Any] = loaded["state"]
         if not all(torch.isfinite(each).all() for each in _tensors(state)):
             raise CheckpointError(
-                f"{torchfile.name(self.state_file)} has weights that are not finite: the run had diverged "
+                f"{shown_path(self.state_file)} has weights that are not finite: the run had diverged "
                 "when it was saved; delete it to start the run from its beginning"
             )
         return state
@@ -120,7 +119,7 @@ class RunFolder:
     def damaged(self) -> CheckpointError:
         """Return the error of a state that cannot be used."""
         return CheckpointError(
-            f"{torchfile.name(self.state_file)} is damaged; delete it to start the run from its beginning"
+            f"{shown_path(self.state_file)} is damaged; delete it to start the run from its beginning"
         )
 
     def save_state(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -130,8 +129,7 @@ class RunFolder:
             state: all that the run needs to go on.
             weights: the state dict of the metric that the run would end with now.
         """
-        content = {"metadata": dict(self.description), "state_dict": dict(weights), "state": state}
-        checkpoints.save_content(self.state_file, content)
+        save_nested(self.state_file, state, weights, self.description)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a table as CSV; its columns are those of all rows."""

@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from rlpips.attacks.metrics import Metric, distances, precompute
 from rlpips.data.judgements import collate
 from rlpips.errors import CheckpointError, DatasetError
-from rlpips.hub import torchfile
-from rlpips.hub.checkpoints import metric_digest
-from rlpips.system.files import read_with_digest, write_with_digest
+from rlpips.hub.digests import metric_digest
+from rlpips.system.files import check_regular, read_with_digest, shown_path, write_with_digest
 from rlpips.system.processes import Processes
 from rlpips.system.progress import progress
 
@@ -108,14 +107,14 @@ def _keep(path: Path, measured: Tensor) -> None:
 
 def _kept(path: Path, count: int) -> Tensor:
     """Read what `_keep` wrote."""
-    torchfile.check_regular(path)
+    check_regular(path)
     content = read_with_digest(path)
     if content is not None:
         measured = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
         if measured.shape == (count, 2):
             return measured
     raise CheckpointError(
-        f"{torchfile.name(path)} is damaged; delete it to have the teacher's distances measured again"
+        f"{shown_path(path)} is damaged; delete it to have the teacher's distances measured again"
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import rlpips
 from rlpips.cli import main
-from rlpips.hub import cache
+from rlpips.hub import store
 
 ROOT = Path(rlpips.__file__).parents[1]
 CAT, BLURRED = ROOT / "examples" / "cat.png", ROOT / "examples" / "cat-blurred.png"
@@ -311,7 +311,7 @@ def test_weights_are_imported_found_and_verified(shared, capsys, monkeypatch, tm
     monkeypatch.setenv("RLPIPS_HOME", str(tmp_path))
     source = shared / "weights" / "alexnet-imagenet-features.pth"
     status, out, _ = run("weights", "import", "alexnet", source, capsys=capsys)
-    path = cache.path_of(rlpips.list_weights()["alexnet"])
+    path = store.path_of(rlpips.list_weights()["alexnet"])
     assert (status, out) == (0, f"{path}\n")
     assert run("weights", "path", "alexnet", capsys=capsys) == (0, f"{path}\n", "")
     assert run("weights", "download", "alexnet", capsys=capsys) == (0, f"{path}\n", "")

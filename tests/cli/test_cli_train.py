@@ -16,7 +16,8 @@ from toys import Triplets, saved_metric
 import rlpips
 from rlpips.cli import main
 from rlpips.data import PhotoTriplets, make_triplets
-from rlpips.hub import checkpoints
+from rlpips.hub.nested import load_nested
+from rlpips.hub.tensorfiles import load_tensors, read_metadata
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -60,7 +61,7 @@ def test_a_metric_is_trained_on_a_data_set(data, start, tmp_path, capsys):
     )
     assert (status, err) == (0, "")  # no bar where there is no terminal
     assert printed == f"{out / 'metric.safetensors'}\n"
-    metadata = checkpoints.unpack(checkpoints.load(out / "metric.safetensors"), out)[1]
+    metadata = read_metadata(out / "metric.safetensors")
     assert metadata["data"] == {"folder": str(data), "subsets": ["train/toy"], "count": 12}
     assert metadata["recipe"]["mode"] == "adversarial"
     assert metadata["recipe"]["lr"] == 0.01
@@ -105,7 +106,7 @@ def test_a_metric_is_trained_on_photos_that_teachers_judge(data, photos, start, 
     ]
     assert run(start, out, *more, capsys=capsys)[0] == 0
     assert len(list((out / "teachers").iterdir())) == 1
-    metadata = checkpoints.unpack(checkpoints.load(out / "metric.safetensors"), out)[1]
+    metadata = read_metadata(out / "metric.safetensors")
     assert list(metadata["teachers"]) == [start]
     assert metadata["data"]["size"] == 40
     assert len(metadata["scores"]) == 2
@@ -124,9 +125,10 @@ def trained_on(photos, start, out, *more):
     """Train on photos; return the weights as bytes, and the inflation before and after."""
     fixed = ["--photos", photos, "--teachers", start, "--count", 8, "--size", 32, "--recipe", "r-lpips"]
     assert main(arguments(start, out, *fixed, "--validation-limit", 6, *more)) == 0
-    content = checkpoints.load(out / "metric.safetensors")
-    before, after = content["metadata"]["scores"]
-    weights = {key: value.numpy().tobytes() for key, value in content["state_dict"].items()}
+    before, after = read_metadata(out / "metric.safetensors")["scores"]
+    weights = {
+        key: value.numpy().tobytes() for key, value in load_tensors(out / "metric.safetensors").items()
+    }
     return weights, before["inflation"], after["inflation"]
 
 
@@ -252,12 +254,11 @@ def test_a_run_that_was_killed_or_interrupted_goes_on_to_the_same_weights(data, 
     stopped_when_there_is_a_new(resumed / "state.safetensors", signal.SIGKILL)
     told = stopped_when_there_is_a_new(resumed / "state.safetensors", signal.SIGINT)
     assert told == (130, ["rlpips: interrupted; run the same command to go on"])
-    assert checkpoints.load(resumed / "state.safetensors")["state"]["step"] >= 6  # an epoch has three
+    assert load_nested(resumed / "state.safetensors")["step"] >= 6  # an epoch has three
     done = subprocess.run(command(resumed), env=ENVIRONMENT, check=True, timeout=300, capture_output=True)
     assert done.stdout.decode() == f"{resumed / 'metric.safetensors'}\n"
-    one, other = (checkpoints.load(out / "metric.safetensors") for out in (whole, resumed))
-    assert one["metadata"] == other["metadata"]
-    for key, value in one["state_dict"].items():
-        assert torch.equal(value, other["state_dict"][key])
+    one, other = (out / "metric.safetensors" for out in (whole, resumed))
+    assert read_metadata(one) == read_metadata(other)
+    assert one.read_bytes() == other.read_bytes()
     for table in ("log.csv", "scores.csv"):
         assert (whole / table).read_text() == (resumed / table).read_text()

@@ -16,7 +16,7 @@ from rlpips.cli import main
 from rlpips.data import DISTORTIONS as EVERY
 from rlpips.evaluation.image_changes import STRENGTH
 from rlpips.evaluation.robustness_measurement import robustness
-from rlpips.hub.checkpoints import tensors_digest
+from rlpips.hub.digests import tensors_digest
 
 EPS = 4 / 255
 DISTORTIONS = {name: EVERY[name] for name in ("gaussian-blur", "gaussian-noise", "jpeg", "hue")}

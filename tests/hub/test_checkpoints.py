@@ -1,4 +1,4 @@
-import io
+import json
 import pickle
 import re
 import warnings
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lpips
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from peers import hushed, images, published
@@ -15,6 +16,8 @@ import rlpips
 from rlpips.backbones import ARCHITECTURES
 from rlpips.errors import CheckpointError
 from rlpips.hub import checkpoints
+from rlpips.hub.digests import tensors_digest
+from rlpips.hub.tensorfiles import load_tensors, read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +121,6 @@ def test_own_files_carry_their_metadata_and_are_held_to_it(peer, tmp_path):
     assert checkpoints.read(path, ARCHITECTURES["alex"]).metadata == metadata
     with pytest.raises(ValueError, match="is for version='0.0', not '0.1'"):
         rlpips.LPIPS(weights=path)
-    torch.save({"rlpips": 99, "state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match="of format 99"):
-        rlpips.LPIPS(weights=path)
 
 
 def changed(state, **changes):
@@ -167,7 +167,7 @@ def changed(state, **changes):
          "a torchvision model of another architecture"),  # less than half of the backbone
         (lambda s: {f"module.{k}" if "lin0" in k else k: v for k, v in s.items()}, "unknown: module.lin0.model.1.weight"),
         (lambda s: changed(s, lin0__model__1__weight=torch.ones(3).to_sparse()),
-         "'lin0.model.1.weight' is no plain tensor, but torch._utils._rebuild_sparse_tensor"),
+         "'lin0.model.1.weight' is not a plain tensor, but torch._utils._rebuild_sparse_tensor"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused_and_described(peer, tmp_path, make, message):
@@ -214,7 +214,7 @@ def test_truncated_files_are_refused(peer, tmp_path, cut):
 
 def test_text_and_folders_are_refused(tmp_path):
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    with pytest.raises(CheckpointError, match=r"page\.pth .* not a PyTorch file"):
+    with pytest.raises(CheckpointError, match=r"page\.pth .* not a PyTorch or safetensors file"):
         rlpips.LPIPS(pnet_rand=True, weights=tmp_path / "page.pth")
     with pytest.raises(
         FileNotFoundError, match=r"holds no metric\.safetensors: it is not the folder of a run"
@@ -239,16 +239,16 @@ def test_loading_says_nothing(peer, tmp_path, capsys):
 
 def test_tensor_digests_name_the_numbers_not_the_file():
     state = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
-    digest = checkpoints.tensors_digest(state)
-    assert digest == checkpoints.tensors_digest(dict(reversed(state.items())))
-    assert digest == checkpoints.tensors_digest({"b": torch.arange(3.0), "a": torch.ones(2, 4)[:, ::2]})
+    digest = tensors_digest(state)
+    assert digest == tensors_digest(dict(reversed(state.items())))
+    assert digest == tensors_digest({"b": torch.arange(3.0), "a": torch.ones(2, 4)[:, ::2]})
     for other in (
         {**state, "a": torch.ones(4, 1)},
         {**state, "a": torch.ones(2, 2).double()},
         {**state, "a": torch.tensor([[1.0, 1.0], [1.0, 1.0000001]])},
         {"b": state["b"], "c": state["a"]},
     ):
-        assert checkpoints.tensors_digest(other) != digest
+        assert tensors_digest(other) != digest
 
 
 def test_every_flipped_bit_of_an_archives_members_is_noticed(tmp_path):
@@ -269,34 +269,40 @@ def test_every_flipped_bit_of_an_archives_members_is_noticed(tmp_path):
     assert refused > len(good) / 19 / 2
 
 
-def rezipped(data, change):
-    """Write an archive anew with right checksums, its pickle or storages changed."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, change(name, old.read(name)))
-    return buffer.getvalue()
+def with_header(data, change):
+    """Return a safetensors file with another header: `change` gets the JSON and returns what replaces it."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-@pytest.mark.parametrize("part", ["a weight", "the version", "a word of the metadata", "no digest"])
+@pytest.mark.parametrize("part", ["a weight", "the version", "a word of the metadata", "no digest", "a name"])
 def test_own_files_are_held_to_the_digest_in_them(tmp_path, part):
-    path = tmp_path / "metric.pth"
+    path = tmp_path / "metric.safetensors"
     heads = torch.load(published(), map_location="cpu", weights_only=True)
     checkpoints.save(path, heads, {"version": "0.1", "made": "by a test"})
     assert len(checkpoints.read(path, ARCHITECTURES["alex"]).heads) == 5
 
-    def change(name, content):
-        if part == "a weight" and name.endswith("data/2"):
-            return content[:9] + bytes([content[9] ^ 1]) + content[10:]
+    def change(header):
+        own = header["__metadata__"]["rlpips"]
         if part == "the version":
-            return content.replace(b"0.1", b"0.0")
-        if part == "a word of the metadata":
-            return content.replace(b"by a test", b"by a pest")
-        return content.replace(b"digest", b"tsegid") if part == "no digest" else content
+            own = own.replace('"0.1"', '"0.0"')
+        elif part == "a word of the metadata":
+            own = own.replace("by a test", "by a pest")
+        elif part == "no digest":
+            own = own.replace("digest", "tsegid")
+        elif part == "a name":  # heads with and without the place of dropout are the same
+            header["lin0.model.0.weight"] = header.pop("lin0.model.1.weight")
+        header["__metadata__"]["rlpips"] = own
+        return header
 
-    path.write_bytes(rezipped(path.read_bytes(), change))
-    for read in (checkpoints.load, lambda p: checkpoints.read(p, ARCHITECTURES["alex"])):
-        with pytest.raises(CheckpointError, match=r"metric\.pth is damaged: .* digest"):
+    data = with_header(path.read_bytes(), change)
+    if part == "a weight":
+        data = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+    path.write_bytes(data)
+    for read in (load_tensors, read_metadata, lambda p: checkpoints.read(p, ARCHITECTURES["alex"])):
+        with pytest.raises(CheckpointError, match=r"metric\.safetensors is damaged: .* digest"):
             read(path)
 
 
@@ -309,19 +315,103 @@ def test_own_files_of_any_precision_load(peer, tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "message"),
+    ("text", "message"),
     [
-        ([1], "are no dictionary"),
-        ({"x": torch.ones(2)}, "are not JSON values"),
-        ({"x": list(range(200_000))}, "are too many"),
-        ({("a", "b"): 1}, "no dictionary|not JSON"),
+        ("[1]", "do not say of which format"),
+        ("{", "are not JSON"),
+        ("[" * 100_000, "are not JSON"),
+        ('{"format": 1, "metadata": [1]}', "are not a JSON object"),
+        ('{"format": 99, "metadata": {}}', "of format 99, this version of rlpips reads format 1"),
+        ('{"format": true, "metadata": {}}', "do not say of which format"),
+        (" " * 5_000_000, r"header claims 500\d{4} bytes"),
+        ('{"format": 1, "metadata": {}}', "is damaged: .* digest"),
     ],
+    ids=range(8),
 )
-def test_metadata_that_are_no_json_are_refused(peer, tmp_path, metadata, message):
-    path = tmp_path / "metric.pth"
-    checkpoints.save_content(path, {"metadata": metadata, "state_dict": dict(peer.state_dict())})
-    with pytest.raises(CheckpointError, match=rf"metric\.pth.*({message})"):
-        rlpips.LPIPS(weights=path)
+def test_metadata_that_rlpips_did_not_write_are_refused(tmp_path, text, message):
+    path = tmp_path / "metric.safetensors"
+    heads = torch.load(published(), map_location="cpu", weights_only=True)
+    safetensors.torch.save_file(heads, path, {"rlpips": text})
+    with pytest.raises(CheckpointError, match=rf"metric\.safetensors.*{message}"):
+        rlpips.LPIPS(pnet_rand=True, weights=path)
+
+
+def test_metadata_that_cannot_be_read_again_are_not_written(peer, tmp_path):
+    path = tmp_path / "metric.safetensors"
+    for metadata, error in (({"x": torch.ones(2)}, TypeError), ({"x": "." * 5_000_000}, ValueError)):
+        with pytest.raises(error):
+            checkpoints.save(path, peer.state_dict(), metadata)
+    assert not path.exists()
+
+
+def header(**entries):
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+HEADS = {f"lin{k}.model.1.weight": torch.zeros(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
+PLACE = {"dtype": "F32", "shape": [1, 64, 1, 1], "data_offsets": [0, 256]}
+HOSTILE = {
+    "a header of exabytes": (2**63 - 1).to_bytes(8, "little") + b"{}",
+    "a header longer than the file": (1000).to_bytes(8, "little") + b"{}",
+    "a header of 100 MB": (10**8).to_bytes(8, "little") + b"{" + bytes(100),
+    "no JSON": (8).to_bytes(8, "little") + b"{nothing",
+    "nothing": (2).to_bytes(8, "little") + b"{}",
+    "overlap": header(a=PLACE, b=PLACE) + bytes(256),
+    "a gap": header(a=PLACE, b={**PLACE, "data_offsets": [300, 556]}) + bytes(556),
+    "a size that is wrong": header(a={**PLACE, "shape": [1, 65, 1, 1]}) + bytes(256),
+    "a size that overflows": header(a={**PLACE, "shape": [2**40, 2**40]}) + bytes(256),
+    "backwards": header(a={**PLACE, "data_offsets": [256, 0]}) + bytes(256),
+    "negative": header(a={**PLACE, "shape": [-1, -64, 1, 1]}) + bytes(256),
+    "outside": header(a={**PLACE, "data_offsets": [0, 2**60]}) + bytes(256),
+    "cut": header(a=PLACE) + bytes(255),
+    "something behind": header(a=PLACE) + bytes(257),
+    "a dtype that nobody knows": header(a={**PLACE, "dtype": "F33"}) + bytes(256),
+    "metadata that are no texts": header(__metadata__={"rlpips": {"format": 1}}, a=PLACE) + bytes(256),
+    "deep": (100_005).to_bytes(8, "little") + b'{"a":' + b"[" * 100_000,
+    "other names": safetensors.torch.save({"weight": torch.ones(3)}),
+    "integers": safetensors.torch.save({k: v.int() for k, v in HEADS.items()}),
+    "eight bits": safetensors.torch.save({k: v.to(torch.float8_e4m3fn) for k, v in HEADS.items()}),
+    "complex": safetensors.torch.save({k: v.to(torch.complex64) for k, v in HEADS.items()}),
+    "another shape": safetensors.torch.save({k: v.flatten() for k, v in HEADS.items()}),
+    "one is missing": safetensors.torch.save(dict(list(HEADS.items())[1:])),
+    "not finite": safetensors.torch.save({k: v * torch.nan for k, v in HEADS.items()}),
+    "negative weights": safetensors.torch.save({k: v - 1 for k, v in HEADS.items()}),
+    "a name that steers a terminal": safetensors.torch.save({**HEADS, "\x1b[2J": torch.ones(1)}),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_safetensors_files_are_refused_at_once(tmp_path, data):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "hostile.pth"  # the content tells the format
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    with pytest.raises(CheckpointError, match=r"hostile\.pth") as caught:
+        rlpips.LPIPS(pnet_rand=True, weights=path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
+    assert after.ru_utime - before.ru_utime < 5
+    assert after.ru_maxrss - before.ru_maxrss < 200_000  # kB
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin"])
+def test_the_content_of_a_file_tells_its_format(peer, tmp_path, suffix):
+    path = tmp_path / f"metric.{suffix}"
+    for write in (torch.save, safetensors.torch.save_file):
+        write({key: value.clone() for key, value in peer.state_dict().items()}, path)
+        found = rlpips.LPIPS(weights=path).state_dict()
+        assert all(torch.equal(value, found[key]) for key, value in peer.state_dict().items())
+
+
+def test_own_files_are_what_other_tools_read(peer, tmp_path):
+    checkpoints.save(tmp_path / "metric.safetensors", peer.state_dict(), {"version": "0.1"})
+    found = safetensors.torch.load_file(tmp_path / "metric.safetensors")
+    with hushed():
+        theirs = lpips.LPIPS(pnet_rand=True)
+    theirs.load_state_dict(found, strict=True)
+    assert torch.equal(distance(theirs), distance(peer))
 
 
 @pytest.mark.parametrize(
@@ -433,3 +523,66 @@ def test_a_classifiers_damage_is_none_of_the_backbones(tmp_path):
                 checkpoints.read(path, ARCHITECTURES["alex"])
         else:
             assert checkpoints.read(path, ARCHITECTURES["alex"]).backbone.keys() >= {"features.3.bias"}
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1"])
+@pytest.mark.parametrize("net", ["alex", "vgg", "vgg16", "squeeze"])
+def test_a_metric_that_was_saved_is_loaded_again(tmp_path, net, version):
+    torch.manual_seed(1)
+    metric = rlpips.LPIPS(net=net, version=version, pnet_rand=True, pnet_tune=True, eval_mode=False)
+    optimizer = torch.optim.SGD(metric.parameters(), lr=1e-3)
+    metric(images(1, 3, 48, 48), images(1, 3, 48, 48, seed=1)).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        for lin in metric.lins:
+            lin.channel_weights.clamp_(min=0)
+    path = tmp_path / "mine.safetensors"
+    metric.save(path)
+    again = rlpips.LPIPS(net=net, version=version, weights=path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in metric.state_dict().items())
+    assert torch.equal(distance(again), distance(metric.eval()))
+    other = {"0.0": "0.1", "0.1": "0.0"}[version]
+    with pytest.raises(ValueError, match=rf"mine\.safetensors is for version='{version}', not '{other}'"):
+        rlpips.LPIPS(net=net, version=other, weights=path)
+    with pytest.raises(CheckpointError, match=f"it looks like an LPIPS state dict for net='{net[:3]}"):
+        rlpips.LPIPS(net="squeeze" if net == "alex" else "alex", version=version, weights=str(path))
+
+
+def test_a_metric_without_heads_is_saved_as_a_backbone(tmp_path):
+    metric = rlpips.LPIPS(lpips=False, pnet_rand=True, version="0.0")
+    metric.save(str(tmp_path / "backbone.safetensors"))
+    again = rlpips.LPIPS(lpips=False, version="0.0", weights=tmp_path / "backbone.safetensors")
+    assert torch.equal(distance(again), distance(metric))
+    full = rlpips.LPIPS(weights=tmp_path / "backbone.safetensors")
+    heads = torch.load(published(), map_location="cpu", weights_only=True)
+    assert torch.equal(full.lin0.channel_weights, heads["lin0.model.1.weight"])
+
+
+@pytest.mark.parametrize("part", ["whole", "heads", "backbone"])
+@pytest.mark.parametrize("form", ["torch", "safetensors", "own"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_files_of_16_bits_load_as_metrics_of_32(peer, tmp_path, dtype, form, part):
+    state = {key: value.to(dtype) for key, value in peer.state_dict().items()}
+    start = {"whole": "", "heads": "lin", "backbone": "net."}[part]
+    state = {key: value for key, value in state.items() if key.startswith(start)}
+    path = tmp_path / "short"
+    if form == "own":
+        checkpoints.save(path, state, {})
+    else:
+        (torch.save if form == "torch" else safetensors.torch.save_file)(state, path)
+    short = rlpips.LPIPS(weights=path, pnet_rand=True)
+    assert {value.dtype for value in short.state_dict().values()} == {torch.float32}
+    for key, value in state.items():
+        if not key.startswith("scaling"):
+            assert torch.equal(short.state_dict()[key], value.float())
+    torch.save({key: value.float() for key, value in state.items()}, tmp_path / "long")
+    if part != "heads":  # the backbone would be random
+        assert torch.equal(distance(short), distance(rlpips.LPIPS(weights=tmp_path / "long")))
+
+
+def test_a_half_precision_metric_is_saved_as_it_is(peer, tmp_path):
+    metric = rlpips.LPIPS(pnet_rand=True).half()
+    metric.save(tmp_path / "half.safetensors")
+    assert load_tensors(tmp_path / "half.safetensors")["net.slice1.0.weight"].dtype == torch.float16
+    again = rlpips.LPIPS(weights=tmp_path / "half.safetensors").half()
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in metric.state_dict().items())

@@ -14,7 +14,7 @@ import pytest
 from server import CERTIFICATE, Server
 from users import as_nobody, needs_root
 
-from rlpips.hub import downloads
+from rlpips.hub import digests, downloads
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -245,9 +245,9 @@ def test_git_blob_digests_are_those_of_git(tmp_path):
     expected = subprocess.run(
         ["git", "hash-object", "--no-filters", path], capture_output=True, text=True, check=True
     )
-    assert downloads.file_digest(path, "git-blob-sha1") == expected.stdout.strip()
-    assert downloads.matches(path, f"git-blob-sha1:{expected.stdout.strip()}")
-    assert not downloads.matches(path, "git-blob-sha1:" + "0" * 40)
+    assert digests.file_digest(path, "git-blob-sha1") == expected.stdout.strip()
+    assert digests.matches(path, f"git-blob-sha1:{expected.stdout.strip()}")
+    assert not digests.matches(path, "git-blob-sha1:" + "0" * 40)
 
 
 def clients():

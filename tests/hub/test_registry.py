@@ -8,7 +8,7 @@ from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Wei
 
 import rlpips
 from rlpips.backbones import ARCHITECTURES
-from rlpips.hub import cache, registry
+from rlpips.hub import loading, registry
 
 
 def test_every_entry_says_where_it_comes_from():
@@ -49,7 +49,7 @@ def test_shipped_heads_are_those_of_lpips(net, version):
         map_location="cpu",
         weights_only=True,
     )
-    heads = cache.standard_heads(ARCHITECTURES[net], version)
+    heads = loading.load("standard", ARCHITECTURES[net], version, pnet_rand=True).heads
     assert len(heads) == len(published)
     for k, head in enumerate(heads):
         assert torch.equal(head, published[f"lin{k}.model.1.weight"])
