@@ -28,7 +28,7 @@ SCALE = (0.458, 0.448, 0.450)
 
 @dataclass
 class Checkpoint:
-    """The tensors of a metric, or those that a file has of them.
+    """The tensors of a metric, or those that a file has of them, which may be mapped from that file.
 
     Attributes:
         backbone: by torchvision's names, or None.

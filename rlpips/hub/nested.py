@@ -74,11 +74,11 @@ def _packed(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `_packed`. Tensors are copied, as the file they are mapped from may be replaced."""
+    """Undo `_packed`."""
     if isinstance(value, list):
         return [_unpacked(each, tensors) for each in value]
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return tensors[f"{_TREE}.{value['tensor']}"].clone()
+        return tensors[f"{_TREE}.{value['tensor']}"]
     return {key: _unpacked(each, tensors) for key, each in value["dict"]}

@@ -53,7 +53,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         OSError: the file cannot be read now.
     """
     with opened(path) as (tensors, _):
-        return {key: each.read() for key, each in tensors.items()}
+        return {key: each.read().clone() for key, each in tensors.items()}  # whatever becomes of the file
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

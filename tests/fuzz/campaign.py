@@ -5,6 +5,7 @@ or where an error is not the one that the package promises.
 """
 
 import io
+import json
 import pickle
 import random
 import zipfile
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -51,25 +53,29 @@ def checkpoint_files(folder: Path) -> Iterator[Example]:
         lin.channel_weights.data.abs_()
     state = metric.state_dict()
     heads = {key: value for key, value in state.items() if key.startswith("lin")}
-    own = folder / "own.pth"
-    checkpoints.save(own, state, {"name": "fuzz"})
+    own = folder / "own.safetensors"
+    checkpoints.save(own, heads, {"name": "fuzz", "scores": [{"epoch": 1, "score": 0.5}]})
     files = {
         "own": own.read_bytes(),
+        "safetensors": safetensors.torch.save(heads),
         "metric": saved(state),
         "heads": saved(heads),
         "old": saved(heads, _use_new_zipfile_serialization=False),
     }
+    untold = ("old", "safetensors")  # these formats have nothing that could tell whether numbers changed
     path = folder / "checkpoint.pth"
     truth = {}
     for name, data in files.items():
-        path.write_bytes(data)
-        truth[name] = checkpoints.read(path, arch)
+        (folder / name).write_bytes(data)  # a file of its own, as tensors are mapped from it
+        truth[name] = checkpoints.read(folder / name, arch)
     trap = folder / "trap"
 
     def example(rng: random.Random) -> bool:
-        name = rng.choice(("own", "metric", "heads", "heads", "heads", "old", "old"))
-        data = damage(files[name], rng)
-        path.write_bytes(data)
+        name = rng.choice(("own", "own", "own", "safetensors", "metric", "heads", "heads", "old"))
+        if name in ("own", "safetensors") and rng.random() < 0.5:
+            path.write_bytes(change_header(files[name], rng))
+        else:
+            path.write_bytes(damage(files[name], rng))
         try:
             with on_time():
                 found = checkpoints.read(path, arch)
@@ -87,8 +93,12 @@ def checkpoint_files(folder: Path) -> Iterator[Example]:
                 same["backbone"] = all(
                     torch.equal(value, truth[name].backbone[key]) for key, value in found.backbone.items()
                 )
-        # the older format has nothing that could tell
-        assert name == "old" or all(same.values()), f"a damaged file ({name}) was taken with other numbers"
+        assert name in untold or all(same.values()), f"a damaged file ({name}) was taken with other numbers"
+        if found.metadata:
+            assert found.metadata == truth[name].metadata, "other metadata were taken"
+        for head in found.heads or []:
+            assert head.isfinite().all()
+            assert (head >= 0).all()
         return True
 
     def hostile(rng: random.Random) -> bool:
@@ -112,6 +122,44 @@ def checkpoint_files(folder: Path) -> Iterator[Example]:
         return False
 
     yield lambda rng: hostile(rng) if rng.random() < 0.02 else example(rng)
+
+
+def change_header(data: bytes, rng: random.Random) -> bytes:
+    """Change what the header of a safetensors file says, in JSON that is valid."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    names = [name for name in header if name != "__metadata__"]
+    one, other = rng.choice(names), rng.choice(names)
+    number = rng.choice((-1, 0, 1, 3, 255, 2**31, 2**40, 2**63, 2**64 - 1, 10**30, 0.5, None, "1", [], True))
+    match rng.randrange(9):
+        case 0:
+            header[one]["dtype"] = rng.choice(
+                ("F64", "F16", "BF16", "I32", "U8", "BOOL", "F8_E5M2", "C64", "", 4)
+            )
+        case 1:
+            header[one]["shape"] = rng.choice(
+                ([], [number], [1, number, 1, 1], [2**32, 2**32], number, [1] * 5000)
+            )
+        case 2:
+            header[one]["data_offsets"] = rng.choice(([number, number], [0, number], [number], number))
+        case 3:
+            header[one], header[other] = header[other], header[one]
+        case 4:
+            header[one] = dict(header[other])
+        case 5:
+            header[rng.choice(("", "lin9", "\x1b[2J", "x" * 10_000, "net.slice1.0.weight"))] = header.pop(one)
+        case 6:
+            text = header.get("__metadata__", {}).get("rlpips", "{}")
+            header["__metadata__"] = {"rlpips": damage(text.encode(), rng).decode(errors="replace")}
+        case 7:
+            header["__metadata__"] = rng.choice(
+                (number, {"rlpips": number}, {"rlpips": "[" * 50_000}, {}, {"a": "b"})
+            )
+        case 8:
+            header[one] = rng.choice((number, {}, {**header[one], "more": number}))
+    text = json.dumps(header).encode() + b" " * rng.choice((0, 0, 1, 7))
+    size = len(text) if rng.random() < 0.9 else rng.choice((0, 1, len(text) + 1, 2**31, 2**63, 2**64 - 1))
+    return size.to_bytes(8, "little") + text + data[8 + length :]
 
 
 def image_files(folder: Path) -> Iterator[Example]:
