@@ -1,7 +1,7 @@
-"""Fetching a file over HTTP: resumed, retried, verified, and never left half done under its own name.
+"""Downloads over HTTP, which are resumed, retried and verified. Half a file never gets the file's name.
 
-A server may be slow, wrong or hostile. Whatever it answers, the worst is an error that names its URL, and the
-next URL is tried. A transfer is broken off when it brings less than 10 kB per second over a minute.
+A server may be slow, wrong or hostile. Whatever it answers, the next URL is tried, or there is an error that
+names the URL. A transfer is stopped if it brings less than 10 kB per second over a minute.
 """
 
 import datetime
@@ -37,10 +37,10 @@ LEAST_SPEED = 10_000  # bytes per second, on average over each period
 PERIOD = 60.0  # seconds
 LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
 ATTEMPTS = 5  # for each URL
-_BACK_OFF = 0.5  # seconds before the second attempt; doubles each time
-_LARGEST = 2**30  # bytes accepted where the size is not known
-_CHUNK = 2**16  # the most that a broken connection loses
-_AHEAD = 16  # chunks received that are not yet written
+_BACK_OFF = 0.5  # seconds before the second attempt; doubles with each attempt
+_LARGEST = 2**30  # bytes accepted if the size is not known
+_CHUNK = 2**16  # bytes; a broken connection loses at most so many
+_AHEAD = 16  # chunks that may wait to be written
 
 
 def offline() -> bool:
@@ -49,15 +49,15 @@ def offline() -> bool:
 
 
 class DownloadError(OSError):
-    """A file could not be fetched from any of its URLs; the message gives each one's reason."""
+    """A file could not be downloaded from any of its URLs. The message gives the reason for each."""
 
 
 class _Refused(Exception):  # noqa: N818
-    """This URL will not serve the file, however often it is asked."""
+    """This URL does not serve the file, and another attempt would not help."""
 
 
 class _Broken(Exception):  # noqa: N818
-    """The transfer broke in a way that another attempt may mend, after `wait` seconds at least."""
+    """The transfer broke. Another attempt may help, after at least `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -71,19 +71,19 @@ def fetch(
     size: int | None = None,
     largest: int | None = None,
 ) -> None:
-    """Fetch a file from the first of `urls` that serves it whole.
+    """Download a file from the first of `urls` that serves it whole.
 
-    The bytes go to `target` with `.part` appended, are continued from there after a broken transfer or in a
-    later call, and get the name `target` only when their digest is right. Proxies are taken from the
-    environment. Progress is shown on a terminal.
+    The bytes are written to `target` with `.part` appended. After a broken transfer, and in a later call, the
+    download continues from there. The file is called `target` when its digest is right. The environment
+    names proxies. On a terminal, a bar shows the progress.
 
     Args:
         urls: where the file is, in order of preference.
-        target: the file to make; its folder exists.
-        digest: 'ALGORITHM:HEX', as for `matches`. None, where no digest is known, makes sure only that all
-            the bytes came which `size` or the server promised.
-        size: the file's size in bytes, where it is known.
-        largest: the most bytes accepted where `size` is not known, by default 1 GiB.
+        target: the file to write, in a folder that exists.
+        digest: 'ALGORITHM:HEX', where ALGORITHM is 'sha256' or 'git-blob-sha1'. If it is None, the size alone
+            is checked, against `size` or what the server promised.
+        size: the file's size in bytes, if it is known.
+        largest: how many bytes to accept if `size` is not known; by default 1 GiB.
 
     Raises:
         DownloadError: no URL served the file, or the disk is full.
@@ -120,14 +120,14 @@ def fetch(
 
 
 def _claim(part: Path) -> None:
-    """Remove what lies in the place of a part and cannot be continued: a link, or another user's file."""
+    """Remove a part that a download cannot continue: a link, or a file of another user."""
     with suppress(FileNotFoundError):
         if not (stat.S_ISREG(part.lstat().st_mode) and os.access(part, os.R_OK | os.W_OK)):
             part.unlink()
 
 
 def _fetch_from(url: str, part: Path, digest: str | None, size: int | None, limit: int) -> None:
-    """Complete `part` from one URL, attempt after attempt."""
+    """Complete `part` from one URL, in several attempts."""
     reason, wait = "", 0.0
     fresh = not part.exists()
     for attempt in range(ATTEMPTS):
@@ -146,21 +146,21 @@ def _fetch_from(url: str, part: Path, digest: str | None, size: int | None, limi
             part.unlink()
             if fresh:
                 break
-            fresh = True  # what was continued may have been wrong: one clean transfer is owed
+            fresh = True  # the part of the earlier call may have been wrong: try once without it
     raise _Refused(reason)
 
 
 def _reason(error: Exception) -> str:
-    """Say why a request failed, without the connections and pools that urllib3 wraps the reason in."""
+    """Say why a request failed, without the connections and pools that urllib3 puts around the reason."""
     inner = getattr(error.args[0], "reason", None) if error.args else None
     text = re.sub(r"^(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ", "", str(inner or error))
     return f"{type(error).__name__}: {printable(text, 500)}"
 
 
 class _Request:
-    """One request, made by a thread, so that all that a server sends can be waited for with a limit.
+    """One request, made by a thread, so that there is a limit on how long a caller waits.
 
-    A read time-out does not limit anything: it begins anew with every byte.
+    A read time-out is no such limit, because it starts again with every byte.
     """
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
@@ -171,7 +171,12 @@ class _Request:
         threading.Thread(target=self._run, args=(_session(), url, headers), daemon=True).start()
 
     def answer(self) -> "requests.Response":
-        """Return the answer, of which the status and the headers have come; raises as `read`."""
+        """Return the answer, once its status and headers have arrived.
+
+        Raises:
+            _Broken: the connection broke, or is too slow.
+            _Refused: what the server sends is not HTTP.
+        """
         response = self._next()
         assert not isinstance(response, bytes)
         self._response = response
@@ -179,7 +184,7 @@ class _Request:
         return response
 
     def read(self) -> bytes:
-        """Return the next bytes of the answer's body, none at its end.
+        """Return the next bytes of the answer's body, or no bytes at its end.
 
         Raises:
             _Broken: the connection broke, or is too slow.
@@ -191,13 +196,13 @@ class _Request:
         return chunk
 
     def close(self) -> None:
-        """Hang up, even in the middle of the answer."""
+        """Close the connection, even in the middle of the answer."""
         if self._response is not None:
             with (
                 suppress(OSError, ValueError, AttributeError),  # it is closed already
                 socket.fromfd(self._response.raw.fileno(), socket.AF_INET, socket.SOCK_STREAM) as connection,
             ):
-                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread, which may wait for bytes
+                connection.shutdown(socket.SHUT_RDWR)  # the thread may be waiting for bytes
         self._closed.set()
 
     def _start_period(self) -> None:
@@ -253,7 +258,7 @@ class _Request:
 
 
 def _session() -> "requests.Session":
-    """Make a session that never follows a redirect from https to anything else."""
+    """Make a session that does not follow redirects from https to anything else."""
     import requests
 
     class Session(requests.Session):
@@ -266,14 +271,14 @@ def _session() -> "requests.Session":
             return target
 
     session = Session()
-    session.headers["Accept-Encoding"] = "identity"  # so that ranges count the file's own bytes
+    session.headers["Accept-Encoding"] = "identity"  # ranges must count the bytes of the file
     return session
 
 
 def _transfer(url: str, part: Path, size: int | None, limit: int, trusting: bool) -> None:
-    """Make one request for what `part` still lacks, and append the answer to it.
+    """Make one request for the rest of `part`, and append the answer to it.
 
-    Where `trusting`, no digest will be checked, so that the lengths alone must show that `part` is whole.
+    If `trusting`, no digest will be checked, and the lengths alone must show that `part` is whole.
     """
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have > size:
@@ -285,7 +290,7 @@ def _transfer(url: str, part: Path, size: int | None, limit: int, trusting: bool
         response = request.answer()
         status, headers = response.status_code, response.headers
         answer = f"the server answered {status} {printable(response.reason or '', 80)}".rstrip()
-        if status == 416 and have:  # nothing lies beyond it: it is whole, or not a part of this file
+        if status == 416 and have:  # nothing comes after it: it is whole, or not a part of this file
             if trusting and headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()
                 raise _Broken(f"the file has fewer than the {have} bytes of an earlier transfer")
@@ -320,7 +325,7 @@ def _transfer(url: str, part: Path, size: int | None, limit: int, trusting: bool
 
 
 def _length(declared: str) -> int:
-    """Read a Content-Length, which some servers send twice."""
+    """Return the number in a Content-Length, which some servers send twice."""
     (first, *others) = {each.strip() for each in declared.split(",")}
     if others or not re.fullmatch("[0-9]{1,18}", first):
         raise _Refused(f"the server's Content-Length is {printable(declared, 80)!r}")
@@ -328,7 +333,7 @@ def _length(declared: str) -> int:
 
 
 def _retry_after(value: str) -> float:
-    """Read a Retry-After, seconds or a date, as seconds from now within reason; what is malformed is 0."""
+    """Return the seconds to wait by a Retry-After, which is seconds or a date; 0 if it is malformed."""
     try:
         if re.fullmatch("[0-9]+", value):
             wait = float(value)
@@ -342,7 +347,7 @@ def _retry_after(value: str) -> float:
 
 
 def _copy(request: _Request, file: IO[bytes], have: int, total: int | None, limit: int, label: str) -> None:
-    """Append what comes to a file that holds `have` bytes, and show the progress."""
+    """Append the answer to a file that holds `have` bytes, and show the progress."""
     with progress(label, initial=have, total=total, unit="B", size=True) as bar:
         while chunk := request.read():
             have += len(chunk)

@@ -1,4 +1,4 @@
-"""Reading what `torch.save` wrote, and trusting nothing in it: neither code, nor sizes, nor bytes.
+"""Reading files of `torch.save` without trusting their code, sizes or bytes.
 
 `torch.load(weights_only=True)` runs no code either, but it ignores checksums, and allocates memory for
 whatever size a file claims. Here nothing is called that a file names (`unpickler`), each size is compared
@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a PyTorch file, is damaged, or holds pickled code.
-        OSError: it cannot be read now; the error names it, as do those of reading its tensors later.
+        OSError: the file cannot be read now. The error names it, also if that happens while tensors are read.
     """
     check_regular(path)
     with path.open("rb") as file:
@@ -50,7 +50,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 class _Reader:
-    """What both formats share: the storages that the pickle names, and the data of those that were read."""
+    """What both formats have: storages that the pickle names, and the data of those that were read."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file = file
@@ -61,7 +61,7 @@ class _Reader:
         self.read: dict[str, Tensor] = {}
 
     def unpickle(self, file: IO[bytes]) -> Any:
-        """Interpret the next pickle, and hold its tensors against its storages together."""
+        """Interpret the next pickle, and compare the size of its tensors with that of its storages."""
         unpickler = Unpickler(self.storage)
         try:
             content = unpickler.load(file)
@@ -73,9 +73,9 @@ class _Reader:
         return content
 
     def storage(self, saved: Any) -> "Storage | Foreign":
-        """Find the storage of a persistent id: 'storage', type, key, device, elements and maybe a view."""
+        """Find the storage of a persistent id: 'storage', type, key, device, count and perhaps a view."""
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
-            raise pickle.UnpicklingError("a persistent id that is no storage")
+            raise pickle.UnpicklingError("a persistent id that is not a storage")
         kind, key, _, count = saved[1:5]
         view = saved[5] if len(saved) == 6 else None
         if not isinstance(kind, Global) or not isinstance(key, str) or type(count) is not int:
@@ -96,7 +96,7 @@ class _Reader:
         return Storage(key, dtype, part, start, self.data)
 
     def data(self, storage: Storage) -> Tensor:
-        """Return the elements of a whole storage, from the file the first time."""
+        """Return the elements of a whole storage, which are read from the file once."""
         if storage.key not in self.read:
             with file_named(self.path):
                 itemsize = storage.dtype.itemsize
@@ -111,21 +111,21 @@ class _Reader:
     byteorder = "little"
 
     def check(self, key: str, size: int) -> None:
-        """Refuse a storage that the file does not hold."""
+        """Raise a ValueError if the file does not hold such a storage."""
         raise NotImplementedError
 
     def bytes(self, key: str) -> bytes:
-        """Read a storage that `check` has found."""
+        """Read the bytes of a storage that passed `check`."""
         raise NotImplementedError
 
 
 class _Zip(_Reader):
-    """A file of torch 1.6 or newer; `zipfile` compares the checksum of each member that it reads."""
+    """A file of torch 1.6 or newer. `zipfile` checks the checksum of each member that it reads."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         super().__init__(file, path)
         file.seek(-22, io.SEEK_END)
-        end = file.read()  # an error of the disk here is damage to zipfile
+        end = file.read()  # if the disk fails here, zipfile would call it damage
         self.archive = zipfile.ZipFile(file)
         members = self.archive.infolist()
         if not end.startswith(b"PK\x05\x06") or min(each.header_offset for each in members):
@@ -181,7 +181,7 @@ class _Legacy(_Reader):
             raise ValueError("storages are missing, or something is behind them")
 
     def check(self, key: str, size: int) -> None:
-        pass  # they come last, and are looked through then
+        pass  # storages come last in the file, and are checked then
 
     def bytes(self, key: str) -> bytes:
         place, size = self.places[key]

@@ -24,7 +24,7 @@ DTYPES = {
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool, "ComplexDouble": torch.complex128, "ComplexFloat": torch.complex64,
 }  # fmt: skip
-_NAMED = {  # what pickles of tensors and containers name outside torch; none of it is called
+_NAMED = {  # what pickles of tensors and containers name besides torch; none of it is called
     "collections.OrderedDict", "collections.Counter", "_codecs.encode", "builtins.bytearray", "builtins.set",
     "builtins.complex", "__builtin__.bytearray", "__builtin__.set", "__builtin__.complex",
 }  # fmt: skip
@@ -33,7 +33,7 @@ _SCALARS = (str, int, float, type(None))
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file holds besides plain tensors and containers, by the name that its pickle has for it."""
+    """Something that is neither a plain tensor nor a container, by its name in the pickle."""
 
     name: str
 
@@ -106,7 +106,7 @@ class Unpickler:
     """Interprets the opcodes that pickles of state dicts have (protocol 2), and calls nothing.
 
     Args:
-        storage: finds what a persistent id means.
+        storage: returns the storage that a persistent id means.
     """
 
     def __init__(self, storage: Callable[[Any], "Storage | Foreign"]) -> None:
@@ -130,7 +130,7 @@ class Unpickler:
                     stack.append(memo[value])
                 case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
                     stack.append(value)
-                case "SHORT_BINSTRING":  # of Python 2; pickletools decodes it as latin-1
+                case "SHORT_BINSTRING":  # Python 2 wrote these; pickletools decodes them as latin-1
                     stack.append(value.encode("latin-1").decode())
                 case "NONE":
                     stack.append(None)
@@ -183,17 +183,17 @@ class Unpickler:
         raise ValueError("the pickle has no end")
 
     def make(self, kind: Any, arguments: Any) -> Any:
-        """Return what a call in the pickle stands for."""
+        """Return what a call in the pickle would return."""
         if not isinstance(kind, Global) or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("a call of what is no function")
+            raise pickle.UnpicklingError("a call of something that is not a function")
         if kind.name == "collections.OrderedDict":
-            pairs = arguments[0] if arguments else []  # Python 2 passes them
+            pairs = arguments[0] if arguments else []  # Python 2 passed the pairs
             made: dict[Any, Any] = {}
             _update(made, [key for key, _ in pairs], [value for _, value in pairs])
             return made
         if kind.name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
             storage, offset, size, stride = arguments[:4]
-            flags = arguments[6] if len(arguments) > 6 else None  # of conjugated or negated views
+            flags = arguments[6] if len(arguments) > 6 else None  # set for conjugated or negated views
             if not isinstance(storage, Storage) or flags:
                 return Foreign(storage.name if isinstance(storage, Foreign) else kind.name)
             return self.tensor(storage, offset, size, stride)
@@ -211,21 +211,21 @@ class Unpickler:
                 return arguments[0]
             return Foreign(kind.name) if arguments else self.tensor()
         if kind.name.rpartition(".")[2].removesuffix("Tensor") in DTYPES and not arguments:
-            return self.tensor()  # torch.FloatTensor, whose place comes next
+            return self.tensor()  # torch.FloatTensor; its place comes next
         return Foreign(kind.name)
 
     def build(self, made: Any, state: Any) -> None:
-        """Set the state of what was made."""
+        """Apply a state to what `make` returned."""
         if isinstance(made, PlacedTensor) and isinstance(state, tuple):
             if len(state) == 4 and isinstance(state[0], Storage):  # of a tensor, before torch 0.2
                 made.place(*state)
             elif len(state) == 5 and isinstance(state[0], PlacedTensor):  # of a parameter, before torch 0.4
                 made.copy_place(state[0])
-        elif not isinstance(made, dict | Foreign):  # a state dict's has the versions of modules
-            raise pickle.UnpicklingError("a state of what has none")
+        elif not isinstance(made, dict | Foreign):  # the state of a state dict holds versions of modules
+            raise pickle.UnpicklingError("a state of something that has none")
 
     def tensor(self, *place: Any) -> PlacedTensor:
-        """Make a tensor, where its place is known there."""
+        """Make a tensor, at its place if that is known."""
         made = PlacedTensor()
         if place:
             made.place(*place)
@@ -242,13 +242,14 @@ def _global(value: str) -> Global:
 
 def _extend(target: Any, items: list[Any]) -> None:
     if not isinstance(target, list | Foreign):
-        raise pickle.UnpicklingError("items of what is no list")
+        raise pickle.UnpicklingError("items of something that is not a list")
     if isinstance(target, list):
         target.extend(items)
 
 
 def _update(target: Any, keys: list[Any], values: list[Any]) -> None:
+    # nested tuples as keys may take for ever to hash
     if not isinstance(target, dict | Foreign) or not all(isinstance(key, _SCALARS) for key in keys):
-        raise pickle.UnpicklingError("items of what is no dictionary")  # tuples may take for ever to hash
+        raise pickle.UnpicklingError("items of something that is not a dictionary")
     if isinstance(target, dict):
         target.update(zip(keys, values, strict=True))
