@@ -20,7 +20,7 @@ from rlpips.hub import registry
 from rlpips.images import opaque, to_tensor
 from rlpips.images import resize as resize_images
 from rlpips.metric.lpips import LPIPS
-from rlpips.pairwise.embeddings import pdist
+from rlpips.pairwise.all_pairs import pdist
 
 Single = str | PathLike[str] | Image.Image
 Pixels = npt.NDArray[Any] | Tensor
