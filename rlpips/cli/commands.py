@@ -34,7 +34,7 @@ from rlpips.system.files import descriptor_of
 
 if TYPE_CHECKING:
     from rlpips.hub.registry import WeightsEntry
-    from rlpips.scoring.distances import Measured
+    from rlpips.scoring.many_pairs import Measured
 
 _EPILOG = (
     "Distances: 0 is the same image, larger is more different; with the default metric a photo is at about \
@@ -237,9 +237,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _pairs(options: argparse.Namespace) -> int:
     from rlpips.images import may_be_image
-    from rlpips.scoring.folders import files
+    from rlpips.scoring.folders import visible_files
 
-    found = files(options.dir)
+    found = visible_files(options.dir)
     images: list[Path] = []
     left_out: list[Path] = []
     for path in found:
@@ -264,7 +264,8 @@ def _measure(
     if pairs:
         import torch
 
-        from rlpips.scoring.distances import cached_metric, measure_all, measure_pairs
+        from rlpips.scoring.many_pairs import measure_all, measure_pairs
+        from rlpips.scoring.metric_cache import cached_metric
         from rlpips.system.progress import progress
 
         metric = cached_metric(options.net, options.weights, options.version, torch.device(options.device))

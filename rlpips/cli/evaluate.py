@@ -256,11 +256,11 @@ def _robustness(options: argparse.Namespace) -> int:
     from rlpips.evaluation.figures import histograms
     from rlpips.evaluation.result_cache import ResultCache
     from rlpips.evaluation.robustness_measurement import robustness
-    from rlpips.scoring.folders import files
+    from rlpips.scoring.folders import visible_files
     from rlpips.system.processes import torchrun_group
     from rlpips.system.progress import progress
 
-    images = files(options.images)
+    images = visible_files(options.images)
     with (
         torchrun_group(options.device) as (processes, device),
         progress(unit="image", hidden=processes.rank > 0, leave=False) as bar,

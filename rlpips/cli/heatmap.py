@@ -9,7 +9,7 @@ from rlpips.cli.options import add_metric_options, plot_file, tell
 
 if TYPE_CHECKING:
     from rlpips.metric.lpips import LPIPS
-    from rlpips.scoring.distances import Measured
+    from rlpips.scoring.many_pairs import Measured
 
 
 def add_heatmap(commands: Any) -> None:
@@ -36,7 +36,7 @@ def add_heatmap(commands: Any) -> None:
 
 def _heatmap(options: argparse.Namespace) -> int:
     from rlpips.plots import check_plot_file, heatmap
-    from rlpips.scoring.distances import measure_pairs
+    from rlpips.scoring.many_pairs import measure_pairs
 
     check_plot_file(options.picture)
     metric = _metric(options)
@@ -78,6 +78,6 @@ def draw_sheet(options: argparse.Namespace, measured: Sequence["Measured"]) -> N
 def _metric(options: argparse.Namespace) -> "LPIPS":
     import torch
 
-    from rlpips.scoring.distances import cached_metric
+    from rlpips.scoring.metric_cache import cached_metric
 
     return cached_metric(options.net, options.weights, options.version, torch.device(options.device))

@@ -14,7 +14,8 @@ from torch import Tensor
 from rlpips.errors import ImageError
 from rlpips.images import resize as resize_images
 from rlpips.metric.lpips import LPIPS
-from rlpips.scoring.distances import cached_metric, of_one_size
+from rlpips.scoring.metric_cache import cached_metric
+from rlpips.scoring.one_pair import load_pair
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def read_pair(
     """Read two images as a metric takes them, `(1, 3, H, W)`.
 
     Raises:
-        ImageError: as from `of_one_size`; one of them is a batch of several.
+        ImageError: as from `load_pair`; one of them is a batch of several.
     """
-    image_a, image_b, _ = of_one_size(a, b, resize)
+    image_a, image_b, _ = load_pair(a, b, resize)
     for name, image in (("a", image_a), ("b", image_b)):
         if len(image) != 1:
             raise ImageError(f"{name} holds {len(image)} images; pass one of them, such as {name}[0]")

@@ -1,11 +1,11 @@
-"""The files of folders, and those of two folders that go together."""
+"""The files of a folder, and the files of two folders that belong together."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 
-def files(folder: Path) -> list[Path]:
-    """List the files in a folder by name, but for hidden ones.
+def visible_files(folder: Path) -> list[Path]:
+    """List the files of a folder by name, without hidden ones.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -18,25 +18,27 @@ def files(folder: Path) -> list[Path]:
 
 
 def partners(folder0: Path, folder1: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
-    """Pair the files of two folders by name, but for hidden ones.
+    """Pair the files of two folders that have the same name, without hidden files.
 
     Returns:
-        The pairs, by name; and the files that are in one folder alone, with what is wrong with each.
+        The pairs, sorted by name; and the files that are in one folder only, each with a message.
 
     Raises:
         NotADirectoryError: there is no such folder.
     """
-    named0, named1 = ({path.name: path for path in files(folder)} for folder in (folder0, folder1))
-    pairs = [(path, named1[name]) for name, path in named0.items() if name in named1]
-    alone = _without(named1, named0, folder1) + _without(named0, named1, folder0)
-    return pairs, alone
+    by_name0, by_name1 = (
+        {path.name: path for path in visible_files(folder)} for folder in (folder0, folder1)
+    )
+    pairs = [(path, by_name1[name]) for name, path in by_name0.items() if name in by_name1]
+    unpaired = _unpaired(by_name0, by_name1, folder1) + _unpaired(by_name1, by_name0, folder0)
+    return pairs, unpaired
 
 
-def _without(there: Mapping[str, Path], here: Mapping[str, Path], folder: Path) -> list[tuple[Path, str]]:
-    """List the files here without a partner there, in `folder`, and say so."""
-    stems = {path.stem for name, path in there.items() if name not in here}
+def _unpaired(files: Mapping[str, Path], others: Mapping[str, Path], folder: Path) -> list[tuple[Path, str]]:
+    """List the files whose name is not among those of the others, in `folder`, each with a message."""
+    stems = {path.stem for name, path in others.items() if name not in files}
     problem = f"has no partner in {folder}"
-    hint = f"{problem}, but a file there differs from it in the suffix only"
+    hint = f"{problem}, but a file there has the same name and another suffix"
     return [
-        (path, hint if path.stem in stems else problem) for name, path in here.items() if name not in there
+        (path, hint if path.stem in stems else problem) for name, path in files.items() if name not in others
     ]

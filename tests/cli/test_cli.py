@@ -177,7 +177,7 @@ def test_compare_names_folders_and_other_suffixes(folders, weights, capsys):
     (one / "more" / "x.png").write_bytes((one / "0.png").read_bytes())
     status, _, err = run("compare", one, two, "--resize", "64", "--weights", weights, capsys=capsys)
     assert status == 1
-    hint = "but a file there differs from it in the suffix only"
+    hint = "but a file there has the same name and another suffix"
     assert f"{one / '0.png'} has no partner in {two}, {hint} (and 1 more: {one / '1.png'})" in err
     assert f"{two / '0.jpg'} has no partner in {one}, {hint} (and 1 more: {two / '1.jpg'})" in err
     assert f"{one / 'more'} is a folder in a folder, whose files are not compared" in err

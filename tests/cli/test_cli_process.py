@@ -131,7 +131,7 @@ def test_every_command_that_computes_takes_the_best_device(monkeypatch, capsys, 
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     seen = []
     monkeypatch.setattr(
-        "rlpips.scoring.distances.cached_metric", lambda *given: seen.append(str(given[3])) or 1 / 0
+        "rlpips.scoring.metric_cache.cached_metric", lambda *given: seen.append(str(given[3])) or 1 / 0
     )
     monkeypatch.setattr("rlpips.system.processes.torchrun_group", lambda device: seen.append(device) or 1 / 0)
     for command in (

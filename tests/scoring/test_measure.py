@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 import rlpips
 from benchmarks import scale
 from rlpips.cli import main
-from rlpips.scoring import cached_metric, measure_all, measure_pairs, of_one_size
+from rlpips.scoring import cached_metric, load_pair, measure_all, measure_pairs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -156,7 +157,7 @@ def test_transparent_images_are_laid_over_a_background(weights, tmp_path):
     for background, values in colours.items():
         flat = np.round(rgba[..., :3] * alpha + np.array(values) * (1 - alpha)).astype(np.uint8)
         for image in (tmp_path / "clear.png", Image.fromarray(rgba)):
-            found, expected, _ = of_one_size(image, flat, background=background)
+            found, expected, _ = load_pair(image, flat, background=background)
             assert (found - expected).abs().max() < 1.1 / 127.5
     expected = rlpips.distance(flat, EXAMPLES / "cat.png", weights=weights, resize=64)
     found = rlpips.distance(image, EXAMPLES / "cat.png", weights=weights, resize=64, background=9)
@@ -304,3 +305,20 @@ def test_all_pairs_measure_as_pair_by_pair(folder, weights, batch_size, size):
     distances = [m.distance for m in expected]
     assert [m.distance for m in found] == pytest.approx(distances, abs=1e-7, nan_ok=True)
     assert sum(done) == sum(distance == distance for distance in distances)
+
+
+def storages_of_images(height, width):
+    """Return where in memory the tensors of this size lie that are alive."""
+    tensors = (each for each in gc.get_objects() if type(each) is torch.Tensor)
+    return {each.untyped_storage().data_ptr() for each in tensors if each.shape[-2:] == (height, width)}
+
+
+def test_few_images_are_kept_however_many_pairs_are_measured(weights, tmp_path):
+    for k in range(24):
+        data = np.random.default_rng(k).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+        Image.fromarray(data).save(tmp_path / f"{k}.png")
+    pairs = itertools.pairwise(sorted(tmp_path.iterdir()))
+    measured = measure_pairs(pairs, rlpips.LPIPS(weights=weights), batch_size=2)
+    kept = [len(storages_of_images(33, 47)) for _ in measured]
+    assert len(kept) == 23
+    assert 0 < max(kept) <= 2 * 2 * 2  # a batch of two pairs, and as many images remembered
