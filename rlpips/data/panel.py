@@ -11,19 +11,17 @@ from rlpips.errors import MissingExtraError
 from rlpips.metric.lpips import LPIPS
 
 PANEL = ("lpips-alex", "lpips-vgg", "ssim", "fsim", "vsi", "gmsd", "haarpsi")
-"""The metrics that vote where none are named."""
+"""The metrics that vote by default."""
 
-Metric = Callable[[Tensor, Tensor], Tensor]
-Pixels = npt.NDArray[np.uint8]
+PanelMetric = Callable[[Tensor, Tensor], Tensor]
+"""Takes two batches `(N, 3, H, W)` in [0, 1] and returns distances `(N,)`: smaller is more similar."""
+
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
+Triplet = tuple[Pixels, Pixels, Pixels]  # ref, p0, p1
 
 
-def votes(panel: Sequence[Metric], triplets: Sequence[tuple[Pixels, Pixels, Pixels]]) -> list[int | None]:
-    """Count, for each triplet, the metrics to which p1 is more alike to ref; None where one has no answer.
-
-    Args:
-        panel: the metrics.
-        triplets: `ref`, `p0` and `p1`, each `(H, W, 3)`, uint8.
-    """
+def count_votes(panel: Sequence[PanelMetric], triplets: Sequence[Triplet]) -> list[int | None]:
+    """Count for each triplet the metrics that find p1 more similar to ref; None if one of them gives NaN."""
     ref, p0, p1 = (
         torch.from_numpy(np.stack(images)).movedim(3, 1).float() / 255
         for images in zip(*triplets, strict=True)
@@ -41,25 +39,25 @@ def votes(panel: Sequence[Metric], triplets: Sequence[tuple[Pixels, Pixels, Pixe
     return [count if known else None for count, known in zip(counts, defined, strict=True)]
 
 
-def check_panel(names: Sequence[str], size: int) -> None:
-    """Build each metric once before the work, where errors are plain, and try it on patches of this size.
+def try_panel(names: Sequence[str], size: int) -> None:
+    """Try each metric on patches of this size, before workers start, so that errors are easy to read.
 
     Raises:
         MissingExtraError: a metric needs `pip install 'rlpips[classical]'`.
         ValueError: a metric cannot measure images of this size.
-        WeightsUnavailableError: a metric's weights are not on this machine and could not be fetched.
+        WeightsUnavailableError: a metric's weights are not on this machine and could not be downloaded.
     """
     rng = np.random.default_rng(0)
     ref, p0, p1 = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     for name in names:
         metric = METRICS[name]()
         try:
-            votes([metric], [(ref, p0, p1)])
+            count_votes([metric], [(ref, p0, p1)])
         except (ValueError, RuntimeError, AssertionError) as error:
             raise ValueError(f"the metric {name!r} cannot measure {size} x {size} pixels: {error}") from error
 
 
-def _lpips(net: str) -> Metric:
+def _lpips(net: str) -> PanelMetric:
     metric = LPIPS(net=net, check_range=False)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -68,8 +66,8 @@ def _lpips(net: str) -> Metric:
     return distance
 
 
-def _piq(function: str, best: float | None = None) -> Metric:
-    """Return a metric of `piq`; of a similarity, how far it is below its best value, or below 0."""
+def _piq(function: str, best: float | None = None) -> PanelMetric:
+    """Return a metric of `piq`. A similarity becomes a distance: its `best` value minus the similarity."""
     try:
         import piq
     except ImportError as error:
@@ -82,7 +80,7 @@ def _piq(function: str, best: float | None = None) -> Metric:
     return distance
 
 
-METRICS: dict[str, Callable[[], Metric]] = {
+METRICS: dict[str, Callable[[], PanelMetric]] = {
     "lpips-alex": lambda: _lpips("alex"),
     "lpips-vgg": lambda: _lpips("vgg"),
     "lpips-squeeze": lambda: _lpips("squeeze"),
@@ -95,4 +93,4 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "vif": lambda: _piq("vif_p", best=1),
     "psnr": lambda: _piq("psnr", best=0),
 }
-"""Each takes two batches `(N, 3, H, W)` in [0, 1] and returns distances `(N,)`, smaller for more alike."""
+"""For each name a function that builds the metric."""
