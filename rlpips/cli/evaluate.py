@@ -175,9 +175,10 @@ def _two_afc(options: argparse.Namespace) -> int:
     from rlpips.attacks.parse import parse_attack
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.figures import margins
+    from rlpips.evaluation.judgement_measurement import measure_2afc
     from rlpips.evaluation.pictures import magnified_difference
     from rlpips.evaluation.result_cache import Measurements
-    from rlpips.evaluation.scores import accuracy, margin, mean_of, measure_2afc, two_afc_score
+    from rlpips.evaluation.scores import accuracy, margin, mean_of, two_afc_score
     from rlpips.evaluation.worst_examples import WorstImages
     from rlpips.system.processes import Processes
 
@@ -227,9 +228,10 @@ def _two_afc(options: argparse.Namespace) -> int:
 def _jnd(options: argparse.Namespace) -> int:
     from rlpips.data.judgements import JND
     from rlpips.evaluation.figures import agreement
+    from rlpips.evaluation.judgement_measurement import measure_jnd
     from rlpips.evaluation.pictures import magnified_difference
     from rlpips.evaluation.result_cache import Measurements
-    from rlpips.evaluation.scores import disagreement, jnd_score, measure_jnd
+    from rlpips.evaluation.scores import disagreement, jnd_score
 
     def measure(
         metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any

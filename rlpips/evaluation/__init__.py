@@ -1,6 +1,7 @@
 """How well metrics agree with judgements, and how far attacks move them."""
 
 from rlpips.evaluation.figures import agreement, histograms, margins
+from rlpips.evaluation.judgement_measurement import measure_2afc, measure_jnd
 from rlpips.evaluation.robustness_measurement import robustness
 from rlpips.evaluation.robustness_report import RobustnessReport
 from rlpips.evaluation.scores import (
@@ -11,8 +12,6 @@ from rlpips.evaluation.scores import (
     jnd_score,
     margin,
     mean_of,
-    measure_2afc,
-    measure_jnd,
     two_afc_score,
 )
 

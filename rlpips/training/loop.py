@@ -28,7 +28,8 @@ from rlpips.attacks.metrics import Metric, distances
 from rlpips.attacks.objectives import PERTURB, Inflate
 from rlpips.data.judgements import collate
 from rlpips.errors import DatasetError, MissingExtraError, UndefinedDistanceError
-from rlpips.evaluation.scores import accuracy, mean_of, measure_2afc
+from rlpips.evaluation.judgement_measurement import measure_2afc
+from rlpips.evaluation.scores import accuracy, mean_of
 from rlpips.hub import checkpoints
 from rlpips.hub.digests import metric_digest
 from rlpips.metric.lpips import LPIPS
