@@ -1,30 +1,30 @@
-"""The package's own exceptions: one for each cause that a caller would treat differently."""
+"""The package's exceptions, one for each cause that a caller would handle differently, and helpers for messages."""
 
 import errno
 from typing import TypeGuard
 
 
 class CheckpointError(ValueError):
-    """A file is not the checkpoint it should be: unreadable, unsafe, damaged, or made for something else."""
+    """A file is not the expected checkpoint: it is unreadable, unsafe, damaged, or of something else."""
 
 
 class WeightsUnavailableError(RuntimeError):
-    """Weights are not on this machine and could not be fetched, or this user may not read them."""
+    """Weights are not on this machine and could not be downloaded, or this user may not read them."""
 
 
 class ImageError(ValueError):
-    """A file or an array is not an image that can be measured."""
+    """A file or an array is not an image, or not one that can be measured."""
 
 
 class DatasetError(ValueError):
-    """A data set's folder, file or archive is not what its layout demands."""
+    """A folder, file or archive of a data set does not have the expected layout or content."""
 
 
 class UndefinedDistanceError(ValueError):
-    """A metric gives NaN for an image, which is no distance.
+    """A metric gives NaN for an image.
 
     Attributes:
-        image_id: the image's position, in its batch or in the data set; -1 where it is not known.
+        image_id: the image's position, in its batch or in the data set; -1 if it is not known.
     """
 
     def __init__(self, message: str, image_id: int = -1) -> None:
@@ -36,26 +36,26 @@ class UndefinedDistanceError(ValueError):
 
 
 class MissingExtraError(ImportError):
-    """A function needs a package that an optional extra installs."""
+    """A package is missing that an optional extra installs."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'; install it with: pip install 'rlpips[{extra}]'")
 
 
 def is_system_error(error: Exception) -> TypeGuard[OSError]:
-    """Tell whether the system could not read a file, which may pass, or a decoder met damaged bytes.
+    """Whether the system could not read a file, which may pass; otherwise a decoder found damaged bytes.
 
-    The system's errors have a number. Decoders' have none, or that of a seek to a damaged place.
+    Errors of the system have a number. A decoder's error has none, or that of a seek to a wrong place.
     """
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def printable(text: str, limit: int = 200) -> str:
-    r"""Return foreign text as a message may show it: what is not printable escaped, and cut.
+    r"""Make foreign text safe to show in a message: escape what is not printable, and cut long text.
 
     Args:
-        text: of a file, a file's name or a server; its control characters would steer a terminal.
-        limit: the most characters returned.
+        text: from a file, a file's name or a server. Its control characters could control a terminal.
+        limit: the most characters to return.
 
     >>> printable("Not\x1b[2J Found")
     'Not\\x1b[2J Found'

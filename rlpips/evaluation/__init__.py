@@ -1,4 +1,4 @@
-"""How well metrics agree with judgements, and how far attacks move them."""
+"""How well metrics agree with people, and how far attacks move their distances."""
 
 from rlpips.evaluation.figures import agreement, histograms, margins
 from rlpips.evaluation.judgement_measurement import measure_2afc, measure_jnd

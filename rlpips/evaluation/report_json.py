@@ -1,4 +1,4 @@
-"""What the JSON of every report has in common."""
+"""What all reports share in their JSON."""
 
 import math
 import platform
@@ -11,7 +11,7 @@ from rlpips._version import __version__
 
 
 def finite_or_none(value: Any) -> Any:
-    """Return a document of dicts, lists and numbers with None for every number that is not finite."""
+    """Replace NaN and infinity by None, in a number or in a document of dicts and lists."""
     if isinstance(value, Mapping):
         return {key: finite_or_none(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -22,12 +22,12 @@ def finite_or_none(value: Any) -> Any:
 def report_header(
     seed: int, digests: Mapping[str, str | None], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what every report's JSON begins with.
+    """Return the fields that every report begins with.
 
     Args:
-        seed: of all that is random.
-        digests: for each metric the digest of its tensors, None for what is not a module.
-        settings: what else the numbers depend on.
+        seed: of all random draws.
+        digests: for each metric the digest of its tensors, None if it is not a module.
+        settings: everything else that the numbers depend on.
     """
     return {
         "rlpips": __version__,

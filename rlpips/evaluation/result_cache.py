@@ -1,4 +1,4 @@
-"""A folder of finished measurements, from which an interrupted report goes on."""
+"""A folder beside a report that keeps finished measurements, so that an interrupted run can go on."""
 
 import hashlib
 import io
@@ -26,27 +26,32 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured in one case: columns of numbers by name, and images of the worst by position."""
+    """The results of one measurement.
+
+    Attributes:
+        columns: numbers for each example, by name.
+        images: the attacked images of the worst examples, by position in the data set.
+    """
 
     columns: dict[str, Array]
     images: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
-# The names of kept parts, and of what `write_atomically` leaves of one when it is killed.
-_OWN = re.compile(r"[0-9a-f]{16}\.npz|\.[0-9a-f]{16}\.npz\.\w+")
+# The names of our files, and of the temporary files that `write_atomically` leaves if it is killed.
+_OUR_FILES = re.compile(r"[0-9a-f]{16}\.npz|\.[0-9a-f]{16}\.npz\.\w+")
 
 
 class ResultCache:
-    """What a run has measured, in a folder beside the report, until that is written.
+    """Keeps results in the folder `OUTPUT.parts` until the report is written.
 
-    Only the first process reads and writes.
+    Only the first process reads and writes files.
 
     Args:
-        output: the report's file; without one, or where it is a device or a pipe, nothing is kept.
-        processes: those that measure together.
+        output: the report's file. Without one, or if it is a device or a pipe, nothing is kept.
+        processes: the processes that measure together.
 
     Raises:
-        FileExistsError: a file has the folder's name.
+        FileExistsError: a file has the name of the folder.
     """
 
     def __init__(self, output: Path | None = None, processes: Processes | None = None) -> None:
@@ -56,22 +61,22 @@ class ResultCache:
             self._folder = file.with_name(file.name + ".parts")
             if self._folder.exists() and not self._folder.is_dir():
                 raise FileExistsError(
-                    f"{self._folder} is in the way: a folder of this name keeps what is measured until "
-                    f"{output} is written; move that file or write to another"
+                    f"{self._folder} is in the way: a folder of this name keeps results until "
+                    f"{output} is written; move that file, or write to another"
                 )
         self._processes = processes or Processes()
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Measurements]) -> Measurements:
-        """Return what an earlier run measured under this key, or measure and keep it.
+        """Return the result that an earlier run kept under this key, or measure it and keep it.
 
-        What it left in a damaged file is measured again, and a warning says so.
+        If the file is damaged, a warning says so, and the result is measured again.
 
         Args:
-            key: all that the numbers depend on, but for the versions of rlpips and torch.
-            measure: what all processes call if it is not there.
+            key: everything that the result depends on, except the versions of rlpips and torch.
+            measure: measures the result. All processes call it if no result is there.
 
         Raises:
-            OSError: it cannot be kept.
+            OSError: the result cannot be written.
         """
         if self._folder is None:
             return measure()
@@ -86,12 +91,12 @@ class ResultCache:
         return found
 
     def remove(self) -> None:
-        """Forget everything, once the report is written; what else lies in the folder stays."""
+        """Delete the results, now that the report is written. Other files in the folder stay."""
         if self._folder is None or not self._folder.is_dir():
             return
-        with suppress(OSError):  # such as: the folder is not empty
+        with suppress(OSError):  # for example, the folder is not empty
             for path in self._folder.iterdir():
-                if _OWN.fullmatch(path.name) and path.is_file():
+                if _OUR_FILES.fullmatch(path.name) and path.is_file():
                     path.unlink()
             self._folder.rmdir()
 
@@ -101,7 +106,7 @@ def _read(path: Path) -> Measurements | None:
         return None
     content = read_with_digest(path)
     if content is None:
-        logger.warning("%s is damaged; what it held is measured again", shown_path(path))
+        logger.warning("%s is damaged; its results are measured again", shown_path(path))
         return None
     with np.load(io.BytesIO(content)) as file:
         arrays = {name.partition(":")[::2]: file[name] for name in file.files}
@@ -113,7 +118,7 @@ def _read(path: Path) -> Measurements | None:
 
 def _write(path: Path, measured: Measurements) -> None:
     arrays: dict[str, Any] = {f"column:{name}": array for name, array in measured.columns.items()}
-    arrays |= {f"image:{number}": image for number, image in measured.images.items()}
+    arrays |= {f"image:{position}": image for position, image in measured.images.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     path.parent.mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""What the package needs of the machine: whole files, locks, processes, progress."""
+"""What the package needs from the machine: files, locks, processes, progress."""

@@ -1,12 +1,12 @@
-"""Whether PyTorch does more with operations than run and differentiate them."""
+"""Whether PyTorch only runs and differentiates operations, or also records or transforms them."""
 
 import torch
 
 
 def eager() -> bool:
-    """Whether a function with a derivative of its own may stand for a formula.
+    """Whether operations are neither recorded (`torch.compile`, tracing, export) nor transformed.
 
-    It may not where operations are recorded (`torch.compile`, tracing, export) or transformed.
+    Only then may a faster function with its own derivative replace a formula.
     """
     return not (
         torch.compiler.is_compiling()
@@ -16,6 +16,6 @@ def eager() -> bool:
 
 
 def transforming() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work."""
+    """Whether `torch.func` or forward-mode differentiation is active."""
     functorch: bool = torch._C._are_functorch_transforms_active()
     return functorch or torch.autograd.forward_ad._current_level >= 0

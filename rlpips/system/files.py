@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one, and refusing what is no file before it is opened."""
+"""Files that are written whole or not at all, files that end in their digest, and paths that are no files."""
 
 import hashlib
 import os
@@ -31,18 +31,19 @@ def check_regular(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or untouched; a link to one stays, and what it leads to is written.
+    """Write a file whole, or leave it untouched.
 
-    The data go to a temporary file, which is then renamed. What is no regular file, such as a device, a pipe
-    or a descriptor of this process ('/dev/stdout', '/dev/fd/3'), is written straight into.
+    The data go to a temporary file, which is then renamed. If the path is a link, the file that it points to
+    is written. A device, a pipe or a descriptor of this process ('/dev/stdout', '/dev/fd/3') is written to
+    directly.
 
     Raises:
-        OSError: it cannot be written, or the disk is full; nothing is left behind.
+        OSError: the file cannot be written, or the disk is full. Nothing is left behind.
     """
     descriptor = descriptor_of(path)
     if descriptor is not None:
         if sys.stdout is not None:
-            sys.stdout.flush()  # which may be where it leads, and what was printed comes first
+            sys.stdout.flush()  # what was printed comes first
         with os.fdopen(os.dup(descriptor), "wb") as file:
             file.write(data)
         return
@@ -51,7 +52,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
         return
     target = Path(os.path.realpath(path))
-    # The temporary name begins as the file's own, but a name may be as long as names can be.
+    # The temporary name begins like the file's. It is cut, as a name must not be too long.
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:48]}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -60,7 +61,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp lets only the owner read
         Path(temporary).replace(target)
     except BaseException:
         with suppress(OSError):
@@ -69,19 +70,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_with_digest(path: Path, data: bytes) -> None:
-    """Write a file as `write_atomically` does, with the SHA-256 of its data behind them.
+    """Write data and then their SHA-256 (32 bytes) to a file, whole or not at all.
 
     Raises:
-        OSError: as from `write_atomically`.
+        OSError: the file cannot be written, or the disk is full.
     """
     write_atomically(path, data + hashlib.sha256(data).digest())
 
 
 def read_with_digest(path: Path) -> bytes | None:
-    """Read the data that `write_with_digest` wrote, or None if the file is damaged.
+    """Return the data that `write_with_digest` wrote, or None if the file is damaged.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     content = path.read_bytes()
     data, digest = content[:-32], content[-32:]
@@ -89,7 +90,7 @@ def read_with_digest(path: Path) -> bytes | None:
 
 
 def descriptor_of(path: Path) -> int | None:
-    """Return the number of the open file that a path such as '/dev/stdout' or '/dev/fd/3' names."""
+    """Return the descriptor in a path such as '/dev/stdout' or '/dev/fd/3', None for any other path."""
     text = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(str(path), str(path))
     found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", text)
     return int(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""A lock that processes, and users, who share a folder take in turn."""
+"""A lock for processes and users that share a folder."""
 
 import errno
 import logging

@@ -1,6 +1,6 @@
-"""One process alone, or several that `torchrun` started, each with its share of the batches.
+"""One process, or several that `torchrun` started, each with its share of the batches.
 
-Batches are the same whatever the number of processes, so that the numbers are, too.
+The batches do not depend on the number of processes, so the results do not either.
 """
 
 import multiprocessing
@@ -18,28 +18,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a group, or alone: each takes every `count`-th batch."""
+    """The place of this process in its group: it takes every `count`-th batch, beginning with `rank`."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def current(cls) -> "Processes":
-        """Return this process in torch's default group, if there is one."""
+        """Return this process's place in torch's default group, if there is a group."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     def batches(self, count: int, batch_size: int) -> Iterator[tuple[int, range]]:
-        """Number the batches of `count` examples, and yield those of this process."""
+        """Split `count` examples into batches, and yield number and rows of those of this process."""
         for number, start in enumerate(range(0, count, batch_size)):
             if number % self.count == self.rank:
                 yield number, range(start, min(start + batch_size, count))
 
     def gather(self, own: dict[int, Any]) -> list[Any]:
-        """Put together what all processes computed for their batches, in the order of batches.
+        """Collect the results of all processes, in the order of the batches.
 
-        An exception in the place of a result is raised, in every process.
+        If the result of a batch is an exception, every process raises it.
+
+        Args:
+            own: the results of this process by the number of the batch.
         """
         everyone: list[Any] = [own]
         if self.count > 1:
@@ -52,7 +55,7 @@ class Processes:
         return [merged[number] for number in sorted(merged)]
 
     def first(self, compute: Callable[[], T]) -> T:
-        """Compute something in the first process alone, such as what a file holds, for all."""
+        """Compute something in the first process only, and return its result in all of them."""
         found: list[Any] = [compute() if self.rank == 0 else None]
         if self.count > 1:
             torch.distributed.broadcast_object_list(found)
@@ -61,14 +64,14 @@ class Processes:
 
 
 def best_device() -> str:
-    """Name the fastest kind of device of this machine: cuda, or mps, or else cpu."""
+    """Return the fastest kind of device of this machine: cuda, else mps, else cpu."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def end_with_parent() -> None:
-    """End this process, which `multiprocessing` started, when its parent ends, even if that was killed."""
+    """End this process, started by `multiprocessing`, when its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -81,7 +84,7 @@ def end_with_parent() -> None:
 
 @contextmanager
 def torchrun_group(device: str) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the group that `torchrun` started, if it did; yield this process and its device."""
+    """Join the group of processes, if `torchrun` started one; yield this process and its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(), torch.device(device)
         return

@@ -1,4 +1,4 @@
-"""The progress of long work: a bar on a terminal and in a notebook, a line now and then in a log."""
+"""Progress of long work: a bar on a terminal and in a notebook, a line now and then in a log."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-LINE_EVERY = 30.0  # seconds; the least between two lines in a log
+LINE_EVERY = 30.0  # seconds between two lines in a log, at least
 
 
 def progress(
@@ -23,19 +23,19 @@ def progress(
     leave: bool = True,
     size: bool = False,
 ) -> "tqdm[Any] | Lines":
-    """Show on stderr how far long work is, in a block in which `update` is called with what more is done.
+    """Return a context manager that shows on stderr how far the work is; call its `update` as work is done.
 
-    On a terminal it is the bar of tqdm, in a notebook that of `tqdm.auto`. Elsewhere, as where stderr goes to
-    a log, it is a line on stderr at most every 30 s, the first of them after 30 s.
+    On a terminal it is tqdm's bar, in a notebook the bar of `tqdm.auto`. Elsewhere, for example if stderr
+    goes to a log, it is one line at most every 30 s. The first line comes after 30 s.
 
     Args:
         desc: what is done.
         unit: what is counted.
         total: how many there are.
-        initial: how many of them were done before.
-        hidden: show nothing, as in all processes but the first.
-        leave: the bar stays when the work ends.
-        size: what is counted are bytes.
+        initial: how many of them are already done.
+        hidden: show nothing, for example in all processes but the first.
+        leave: keep the bar when the work ends.
+        size: the unit is bytes.
     """
     options: dict[str, Any] = {
         "desc": desc,
@@ -49,7 +49,7 @@ def progress(
         from tqdm import TqdmWarning
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets the bar is of text, and will do
+            warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets the bar is text, and will do
             from tqdm import auto
         return auto.tqdm(**options, leave=leave, file=sys.stderr)
     if not hidden and _on_terminal():
@@ -60,7 +60,7 @@ def progress(
 
 
 def _in_notebook() -> bool:
-    """Tell whether this is the kernel of a notebook, by tqdm's rule; its stderr is no terminal."""
+    """Whether this process is the kernel of a notebook, by tqdm's rule; its stderr is not a terminal."""
     try:
         return "IPKernelApp" in sys.modules["IPython"].get_ipython().config
     except (KeyError, AttributeError):
@@ -70,12 +70,12 @@ def _in_notebook() -> bool:
 def _on_terminal() -> bool:
     try:
         return sys.stderr.isatty()
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # stderr is missing or closed
         return False
 
 
 class Lines:
-    """A line on stderr at most every 30 s, with as much of tqdm's interface as is used."""
+    """A line on stderr at most every 30 s, with the methods of tqdm that the package uses."""
 
     def __init__(
         self, *, desc: str | None, total: float | None, initial: float, hidden: bool, **unit: Any
@@ -92,18 +92,18 @@ class Lines:
         self.close()
 
     def close(self) -> None:
-        """End; a line that was written stays."""
+        """Do nothing: lines that were written stay."""
 
     def set_description(self, desc: str) -> None:
-        """Say what is being done now."""
+        """Set what is done now."""
         self._desc = desc
 
     def set_postfix(self, values: Mapping[str, str]) -> None:
-        """Show some values beside the progress."""
+        """Set values that are shown after the progress."""
         self._values = ", ".join(f"{name}={value}" for name, value in values.items())
 
     def update(self, n: float = 1) -> None:
-        """Note that this much more is done."""
+        """Count this much more as done."""
         self.n += n
         now = time.monotonic()
         if self._hidden or now - self._told < LINE_EVERY:
@@ -112,9 +112,9 @@ class Lines:
         from tqdm import tqdm
 
         line = tqdm.format_meter(
-            self.n, self.total, now - self._start, ncols=0, prefix=self._desc or "", initial=self._initial,  # type: ignore[arg-type]  # None will do
+            self.n, self.total, now - self._start, ncols=0, prefix=self._desc or "", initial=self._initial,  # type: ignore[arg-type]  # None is allowed
             postfix=self._values or None, **self._unit,
         )  # fmt: skip
-        with suppress(OSError, ValueError):  # a log that cannot be written does not end the work
+        with suppress(OSError, ValueError):  # the work goes on if the log cannot be written
             sys.stderr.write(f"rlpips: {line}\n")
             sys.stderr.flush()

@@ -382,7 +382,7 @@ def test_what_a_damaged_part_held_is_measured_again(tmp_path, caplog, way):
         assert np.array_equal(found.images[4], truth.images[4])
         assert path.read_bytes() == whole
         assert [record.getMessage() for record in caplog.records] == [
-            f"{path} is damaged; what it held is measured again"
+            f"{path} is damaged; its results are measured again"
         ] * warnings
 
 
