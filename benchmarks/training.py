@@ -23,7 +23,9 @@ from benchmarks.attacks import reference_way
 from benchmarks.timing import in_turn, ratio
 from rlpips.system.processes import Processes
 from rlpips.training import Recipe
-from rlpips.training.loop import _new_state, _step, _triplets
+from rlpips.training.batches import to_triplets
+from rlpips.training.state import new_state
+from rlpips.training.step import take_step
 
 
 def reference(batch: dict[str, torch.Tensor], start: dict[str, torch.Tensor], recipe: Recipe) -> Any:
@@ -61,12 +63,12 @@ def row(steps: int, batch: int, precision: str, rounds: int) -> dict[str, Any]:
             batch=batch,
             precision=precision,
         )
-        state = _new_state(recipe, None, torch.device("cpu"))
+        state = new_state(recipe, 1.0, torch.device("cpu"))
     state.loss.train()
 
     def ours() -> None:
-        some = _triplets(triplets, None, recipe, state.step, torch.device("cpu"), Processes())
-        _step(recipe, state.loss, state, some, 1)
+        some = to_triplets(triplets, None, recipe, state.step, torch.device("cpu"), Processes())
+        take_step(recipe, state.loss, state, some)
         state.step += 1
 
     times = in_turn({"reference": reference(triplets, start, recipe), "rlpips": ours}, rounds)

@@ -1,4 +1,4 @@
-"""The package's exceptions, one for each cause that a caller would handle differently, and helpers for messages."""
+"""The exceptions of the package, one for each cause that a caller handles differently, and their wording."""
 
 import errno
 from typing import TypeGuard

@@ -4,18 +4,17 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rlpips.cli.options import add_device_option, load_metric, positive, tell
+from rlpips.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
 
     from rlpips.attacks.metrics import Metric
-    from rlpips.training.recipe import Recipe
 
 _ASIDE = 200  # triplets of photos kept aside, at most
 
@@ -28,7 +27,7 @@ def add_train(commands: Any) -> None:
         description="Train a metric on triplets that people, or other metrics, have judged; naturally, or "
         "against an attacker. The folder OUT keeps what was done, and the same command goes on with a run "
         "that was interrupted. OUT/metric.safetensors is the result, for --weights of all other commands.",
-        epilog="Options that are not given are as in the recipe. 'torchrun -m rlpips.cli train ...' shares "
+        epilog="Options that are not given are as in the recipe. 'torchrun -m rlpips train ...' shares "
         "the work among processes or GPUs.",
     )
     group = command.add_argument_group("data")
@@ -72,8 +71,7 @@ def add_train(commands: Any) -> None:
     recipe.add_argument(
         "--recipe", default="lpips", metavar="NAME", help="lpips (the default), r-lpips, or robust"
     )
-    for name, options in _recipe_options().items():
-        recipe.add_argument("--" + name.replace("_", "-"), dest=f"recipe_{name}", default=None, **options)
+    _add_recipe_options(recipe)
 
     group = command.add_argument_group("machine")
     add_device_option(group)
@@ -85,53 +83,50 @@ def add_train(commands: Any) -> None:
     command.set_defaults(run=_train)
 
 
-def _recipe_options() -> dict[str, dict[str, Any]]:
-    """Return the arguments of argparse for each field of a recipe, which must be known without torch."""
-    number: Callable[[str], float] = lambda text: float(Fraction(text))  # noqa: E731
-    number.__name__ = "number"
-    return {
-        "net": {"choices": ["alex", "vgg", "squeeze"], "help": "backbone"},
-        "weights": {"metavar": "W", "help": "where to start: imagenet (random heads), or as for 'distance'"},
-        "mode": {"choices": ["natural", "adversarial", "contrastive"], "help": "what to train on"},
-        "train": {"choices": ["heads", "all", "scratch"], "help": "what is trained"},
-        "dropout": {"action": argparse.BooleanOptionalAction, "help": "before the heads"},
-        "perturb": {"nargs": "+", "metavar": "P", "help": "what is attacked: x0, x1, ref, x0+x1, self"},
-        "attack": {"metavar": "A", "help": "linf, l2, apgd-linf, apgd-l2, ssa or stadv"},
-        "eps": {"type": number, "metavar": "E", "help": "budget, of [0, 1], such as 4/255"},
-        "eps_range": {"type": number, "nargs": 2, "metavar": "M", "help": "between which multiples of eps"},
-        "steps": {"type": positive, "metavar": "N", "help": "of the attack"},
-        "step_size": {"type": number, "metavar": "S", "help": "of the attack"},
-        "ranking": {"choices": ["network", "ratio"], "help": "how distances become a guess"},
-        "clean": {"type": number, "metavar": "W", "help": "weight of triplets as they are"},
-        "distill": {"type": number, "metavar": "W", "help": "weight of the teachers' distances"},
-        "distill_attacked": {"type": number, "metavar": "W", "help": "the same under attack"},
-        "inflation": {"type": number, "metavar": "W", "help": "weight of attacked self-distances"},
-        "lr": {"type": number, "metavar": "R", "help": "learning rate"},
-        "head_lr": {"type": number, "metavar": "F", "help": "times this for heads"},
-        "bias_lr": {"type": number, "metavar": "F", "help": "times this for biases"},
-        "beta1": {"type": number, "metavar": "B", "help": "of Adam"},
-        "weight_decay": {"type": number, "metavar": "D", "help": "of AdamW"},
-        "clip": {"type": number, "metavar": "C", "help": "longest gradient"},
-        "schedule": {"choices": ["linear", "cosine"], "help": "of the rate"},
-        "warmup": {"type": int, "metavar": "N", "help": "steps"},
-        "epochs": {"type": int, "metavar": "N", "help": "at the full rate"},
-        "decay_epochs": {"type": int, "metavar": "N", "help": "more, while it falls"},
-        "minutes": {"type": number, "metavar": "N", "help": "train for so long instead of epochs"},
-        "batch": {"type": positive, "metavar": "N", "help": "triplets of a step, over all processes"},
-        "ema": {"type": number, "metavar": "D", "help": "decay of the average of weights"},
-        "symmetries": {"action": argparse.BooleanOptionalAction, "help": "turn and mirror triplets"},
-        "precision": {"choices": ["float32", "bfloat16"], "help": "of the backbone"},
-        "patience": {"type": int, "metavar": "N", "help": "stop after N epochs without a better score"},
-        "seed": {"type": int, "metavar": "N", "help": "of all that is random"},
-    }
+def _add_recipe_options(group: Any) -> None:
+    """Add an option for each field of a recipe."""
+    types = get_type_hints(Recipe)
+    for field in dataclasses.fields(Recipe):
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=f"recipe_{field.name}",
+            default=None,
+            help=field.metadata["text"],
+            **_option_arguments(types[field.name], field),
+        )
+
+
+def _option_arguments(kind: Any, field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    """Return how argparse reads a value of a field's type."""
+    if field.metadata["choices"]:
+        return {"choices": field.metadata["choices"]}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if kind is int:
+        return {"type": positive if field.metadata["least"] == 1 else int, "metavar": "N"}
+    if kind in (float, float | None):
+        return {"type": _number, "metavar": "X"}
+    if kind == tuple[float, float]:
+        return {"type": _number, "metavar": "X", "nargs": 2}
+    arguments = {"metavar": field.name.upper()}
+    return {**arguments, "nargs": "+"} if kind == tuple[str, ...] else arguments
+
+
+def _number(text: str) -> float:
+    """Read a number, or a fraction such as 4/255."""
+    return float(Fraction(text))
+
+
+_number.__name__ = "number"  # which argparse names in its complaint
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rlpips.training.recipe import RECIPES
+    from rlpips.training.named_recipes import RECIPES
 
     if options.recipe not in RECIPES:
         raise ValueError(f"there is no recipe {options.recipe!r}; the recipes are {', '.join(RECIPES)}")
-    given = {name: getattr(options, f"recipe_{name}") for name in _recipe_options()}
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    given = {name: getattr(options, f"recipe_{name}") for name in names}
     changes: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
@@ -148,9 +143,10 @@ def _train(options: argparse.Namespace) -> int:
         logger.setLevel(level)
 
 
-def _run(options: argparse.Namespace, recipe: "Recipe") -> int:
+def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     from rlpips.system.processes import torchrun_group
-    from rlpips.training.loop import Settings, train
+    from rlpips.training.loop import train
+    from rlpips.training.settings import Settings
 
     data, description = _data(options, recipe.seed)
     validation = _validation(options, recipe.seed)

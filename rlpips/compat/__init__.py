@@ -21,7 +21,7 @@ from rlpips.compat.names import (
 from rlpips.compat.scores import score_2afc_dataset, score_jnd_dataset
 from rlpips.compat.trainer import Trainer
 from rlpips.evaluation.scores import voc_ap
-from rlpips.training.losses import Dist2LogitLayer
+from rlpips.training.ranking import Dist2LogitLayer
 
 __all__ = [
     "DSSIM", "L2", "BCERankingLoss", "Dist2LogitLayer", "FakeNet", "Trainer", "dssim", "im2tensor", "l2",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpips.errors import MissingExtraError
-from rlpips.training.losses import Dist2LogitLayer
+from rlpips.training.ranking import Dist2LogitLayer
 
 Array = npt.NDArray[Any]
 Scalar = np.floating[Any]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlpips.compat.names import DSSIM, L2, BCERankingLoss, tensor2im
 from rlpips.hub.tensorfiles import load_tensors
 from rlpips.metric.lpips import LPIPS
-from rlpips.training.loop import clamp_heads
+from rlpips.training.optimisation import clamp_heads
 
 logger = logging.getLogger("rlpips")
 

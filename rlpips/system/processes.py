@@ -62,6 +62,11 @@ class Processes:
         result: T = found[0]
         return result
 
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
 
 def best_device() -> str:
     """Return the fastest kind of device of this machine: cuda, else mps, else cpu."""

@@ -1,7 +1,7 @@
-"""Training of metrics: natural, adversarial and contrastive, of heads or of the whole network."""
+"""Train metrics: naturally, adversarially or contrastively, the heads or the whole network."""
 
-from rlpips.training.loop import Settings, train
-from rlpips.training.losses import TripletLoss, Triplets
-from rlpips.training.recipe import RECIPES, Recipe
+import lazy_loader
 
-__all__ = ["RECIPES", "Recipe", "Settings", "TripletLoss", "Triplets", "train"]
+# The names are listed in __init__.pyi and imported on first use, so that the command line reads the fields of
+# a recipe without importing torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

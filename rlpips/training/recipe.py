@@ -1,200 +1,218 @@
-"""Recipes: everything that decides how a metric is trained, but for the data."""
+"""The recipe: everything that decides how a metric is trained, except the data.
+
+This module does not import torch: `rlpips train --help` makes its options from the fields below.
+"""
 
 import dataclasses
+import inspect
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlpips.attacks import objectives
-from rlpips.attacks.base import Attack
-from rlpips.attacks.parse import parse_attack
-from rlpips.backbones.architectures import ARCHITECTURES
+if TYPE_CHECKING:
+    from rlpips.attacks.base import Attack
 
-MODES = ("natural", "adversarial", "contrastive")
-TRAIN = ("heads", "all", "scratch")
-PERTURB = (*objectives.PERTURB, "self")
+T = TypeVar("T")
+
+
+def option(default: T, text: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> T:
+    """Define a field of a recipe.
+
+    Args:
+        default: its default value.
+        text: what it means, for the command line and for the documentation.
+        choices: all values that are allowed.
+        least: the smallest value that is allowed; infinity is then refused, too.
+    """
+    metadata = {"text": text, "choices": choices, "least": least}
+    field: T = dataclasses.field(default=default, metadata=metadata)
+    return field
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a metric is trained; the defaults are LPIPS' published recipe (Zhang et al. 2018).
-
-    Attributes:
-        net: the backbone: 'alex', 'vgg' or 'squeeze'.
-        weights: where to start: 'imagenet', with random heads, as LPIPS did; or as for `rlpips.LPIPS`.
-        mode: 'natural' trains on triplets as they are, 'adversarial' on attacked ones (R-LPIPS, Ghazanfari et
-            al. 2023), 'contrastive' tells a reference's attacked copy and its judged versions from other
-            references (InfoNCE, van den Oord et al. 2018).
-        train: 'heads', 'all' (backbone and heads) or 'scratch' (both, from random weights, whatever `weights`
-            says).
-        dropout: before the heads, while they train.
-        perturb: what is attacked: 'x0', 'x1', 'ref', 'x0+x1', or 'self', which pushes references away from
-            themselves. Of several, each takes an equal share of every batch.
-        attack: the kind of attack: 'linf', 'l2' (PGD), 'apgd-linf', 'apgd-l2', 'ssa' or 'stadv'.
-        eps: its budget, on the [0, 1] scale, in pixels for 'stadv'.
-        eps_range: the budget of a step is drawn uniformly between these multiples of `eps`.
-        steps: gradient steps of the attack.
-        step_size: of the attack; by default what the attack thinks best.
-        ranking: 'network' learns, as LPIPS does, how people choose from two distances; 'ratio' takes the
-            logarithm of their ratio, times 4, as the logit.
-        clean: weight of the ranking loss on triplets as they are, beside that on attacked ones.
-        distill: weight of the mean squared difference of log distances from the teachers'.
-        distill_attacked: the same for attacked triplets.
-        inflation: weight of the distance of references attacked by 'self', which needs one, in units of the
-            teachers' median distance, where there are teachers.
-        lr: learning rate of Adam.
-        head_lr: multiplies it for the heads.
-        bias_lr: multiplies it for the backbone's biases.
-        beta1: of Adam.
-        weight_decay: decoupled, as in AdamW.
-        clip: the longest gradient, over all parameters; longer ones are scaled down.
-        schedule: 'linear' keeps the rate for `epochs` and lets it fall in steps for `decay_epochs`; 'cosine'
-            lets it fall over all of them.
-        warmup: steps in which the rate rises linearly, a fifth of the run at most.
-        epochs: passes over the data at the full rate.
-        decay_epochs: passes more, while it falls.
-        minutes: train for so long instead, beside what teachers and validation take; the rate changes with
-            the time that steps have taken, so such a run does not repeat to the digit.
-        batch: triplets of a step, over all processes.
-        ema: decay of the moving average of weights that is kept instead of the last ones; of a young average
-            it is less, so that it covers a ninth of the run so far at most. 0 keeps the last.
-        symmetries: turn and mirror each triplet at random; where there are teachers, always in the same way,
-            in which they see it.
-        precision: 'float32' or 'bfloat16', for the backbone only; sums and losses are in float32.
-        patience: stop after so many epochs without a better validation score, and keep the best; 0 never
-            stops and keeps the last.
-        seed: of all that is random.
+    """How a metric is trained. The defaults are LPIPS' published recipe (Zhang et al. 2018).
 
     Raises:
-        ValueError: a value is out of range or does not fit the others.
+        ValueError: a value is out of range or contradicts another one.
     """
 
-    net: str = "alex"
-    weights: str = "imagenet"
-    mode: str = "natural"
-    train: str = "heads"
-    dropout: bool = True
-    perturb: tuple[str, ...] = ("x0",)
-    attack: str = "linf"
-    eps: float = 4 / 255
-    eps_range: tuple[float, float] = (1.0, 1.0)
-    steps: int = 10
-    step_size: float | None = None
-    ranking: str = "network"
-    clean: float = 0.0
-    distill: float = 0.0
-    distill_attacked: float = 0.0
-    inflation: float = 0.0
-    lr: float = 1e-4
-    head_lr: float = 1.0
-    bias_lr: float = 1.0
-    beta1: float = 0.5
-    weight_decay: float = 0.0
-    clip: float = math.inf
-    schedule: str = "linear"
-    warmup: int = 0
-    epochs: int = 5
-    decay_epochs: int = 5
-    minutes: float | None = None
-    batch: int = 50
-    ema: float = 0.0
-    symmetries: bool = False
-    precision: str = "float32"
-    patience: int = 0
-    seed: int = 0
+    net: str = option("alex", "the backbone", choices=("alex", "vgg", "squeeze"))
+    weights: str = option(
+        "imagenet",
+        "where to start: 'imagenet' is an ImageNet backbone with random heads, as in LPIPS; else a name, a "
+        "file or the folder of a run, as for rlpips.LPIPS",
+    )
+    mode: str = option(
+        "natural",
+        "'natural' trains on triplets as they are; 'adversarial' on attacked ones (R-LPIPS, Ghazanfari et "
+        "al. 2023); 'contrastive' learns to tell a reference's attacked copy and its judged versions from "
+        "other references (InfoNCE, van den Oord et al. 2018)",
+        choices=("natural", "adversarial", "contrastive"),
+    )
+    train: str = option(
+        "heads",
+        "'heads' trains the heads; 'all' trains backbone and heads; 'scratch' trains both from random "
+        "weights and ignores 'weights'",
+        choices=("heads", "all", "scratch"),
+    )
+    dropout: bool = option(True, "dropout before the heads while they are trained")
+    perturb: tuple[str, ...] = option(
+        ("x0",),
+        "which images to attack: x0, x1, ref, x0+x1, or self, which pushes a reference away from itself; "
+        "several of them share each batch equally",
+    )
+    attack: str = option(
+        "linf", "the kind of attack: linf or l2 (both PGD), apgd-linf, apgd-l2, ssa or stadv"
+    )
+    eps: float = option(
+        4 / 255,
+        "the budget of the attack, on the [0, 1] scale, such as 4/255; for stadv, in pixels",
+        least=0,
+    )
+    eps_range: tuple[float, float] = option(
+        (1.0, 1.0), "each step draws its budget uniformly between these two multiples of eps", least=0
+    )
+    steps: int = option(10, "gradient steps of the attack", least=1)
+    step_size: float | None = option(
+        None, "how far each of these steps goes (by default, the attack's own choice)"
+    )
+    ranking: str = option(
+        "network",
+        "how two distances become a prediction of what people choose: 'network' learns it, as LPIPS does; "
+        "'ratio' uses 4 times the logarithm of their ratio as the logit",
+        choices=("network", "ratio"),
+    )
+    clean: float = option(
+        0.0, "weight of the ranking loss on clean triplets, beside that on attacked triplets", least=0
+    )
+    distill: float = option(
+        0.0, "weight of the mean squared difference from the first teacher's log distances", least=0
+    )
+    distill_attacked: float = option(0.0, "the same weight for attacked triplets", least=0)
+    inflation: float = option(
+        0.0,
+        "weight of the distance from a reference to its attacked copy; 'self' in perturb needs one; the unit "
+        "of distance is the first teacher's median distance, if there are teachers",
+        least=0,
+    )
+    lr: float = option(1e-4, "the learning rate of AdamW")
+    head_lr: float = option(1.0, "factor on the learning rate of the heads")
+    bias_lr: float = option(1.0, "factor on the learning rate of the backbone's biases")
+    beta1: float = option(0.5, "beta1 of AdamW")
+    weight_decay: float = option(0.0, "weight decay of AdamW, which is decoupled from the gradient", least=0)
+    clip: float = option(
+        math.inf, "the largest norm of the gradient over all parameters; a longer gradient is scaled down"
+    )
+    schedule: str = option(
+        "linear",
+        "'linear' keeps the learning rate for 'epochs' and then lowers it once in each of 'decay_epochs'; "
+        "'cosine' lowers it over all epochs",
+        choices=("linear", "cosine"),
+    )
+    warmup: int = option(
+        0, "steps in which the learning rate rises linearly at first, at most a fifth of the run", least=0
+    )
+    epochs: int = option(5, "passes over the data at the full learning rate", least=0)
+    decay_epochs: int = option(5, "more passes, while the learning rate falls", least=0)
+    minutes: float | None = option(
+        None,
+        "train for this many minutes instead of epochs; teachers and validation do not count. The learning "
+        "rate then follows the clock, so two such runs differ in their last digits",
+    )
+    batch: int = option(50, "triplets in a step, over all processes", least=1)
+    ema: float = option(
+        0.0,
+        "decay of a moving average of the weights, which is kept instead of the last weights; while the "
+        "average is young its decay is smaller, so that it covers at most a ninth of the run so far; 0 keeps "
+        "the last weights",
+    )
+    symmetries: bool = option(
+        False,
+        "turn and mirror each triplet at random; with teachers, always in the same way, which the teachers "
+        "see, too",
+    )
+    precision: str = option(
+        "float32",
+        "precision of the backbone; sums and losses are always in float32",
+        choices=("float32", "bfloat16"),
+    )
+    patience: int = option(
+        0,
+        "stop after this many epochs without a better validation score, and keep the best weights; 0 never "
+        "stops early and keeps the last weights",
+        least=0,
+    )
+    seed: int = option(0, "seed of everything that is random", least=0)
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "net": tuple(ARCHITECTURES),
-            "mode": MODES,
-            "train": TRAIN,
-            "ranking": ("network", "ratio"),
-            "schedule": ("linear", "cosine"),
-            "precision": ("float32", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose {', '.join(allowed)}")
-        for target in self.perturb:
-            if target not in PERTURB:
-                raise ValueError(f"perturb={target!r} is unknown; choose {', '.join(PERTURB)}")
-        if not self.perturb:
-            raise ValueError("perturb is empty")
-        least = {"eps": 0, "epochs": 0, "decay_epochs": 0, "warmup": 0, "batch": 1, "patience": 0, "seed": 0}
-        weights = ("clean", "distill", "distill_attacked", "inflation", "weight_decay", "eps_range")
-        for name, lowest in {**least, **dict.fromkeys(weights, 0)}.items():
-            values = getattr(self, name)
-            if not all(lowest <= value < math.inf for value in (values if name == "eps_range" else [values])):
-                raise ValueError(f"{name}={values} must be at least {lowest}, and finite")
+        for field in dataclasses.fields(self):
+            _check_field(field, getattr(self, field.name))
+        for name in ("lr", "head_lr", "bias_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        for name in ("beta1", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes={self.minutes} must be positive and finite")
         if self.eps_range[0] > self.eps_range[1]:
             raise ValueError(f"eps_range={self.eps_range} must rise")
         if self.epochs + self.decay_epochs < 1:
             raise ValueError("epochs and decay_epochs are both 0")
-        for name in ("lr", "head_lr", "bias_lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ValueError(f"minutes={self.minutes} must be positive")
-        for name in ("beta1", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        self._check_attack()
+
+    def _check_attack(self) -> None:
+        from rlpips.attacks.objectives import PERTURB
+
+        for target in self.perturb:
+            if target not in (*PERTURB, "self"):
+                raise ValueError(f"perturb={target!r} is unknown; choose {', '.join((*PERTURB, 'self'))}")
+        if not self.perturb:
+            raise ValueError("perturb is empty")
         if self.attack == "ssa" and not {"x0", "x1"} >= set(self.perturb):
             raise ValueError(f"ssa attacks x0 or x1, not {', '.join(self.perturb)}")
         if ("self" in self.perturb) != (self.inflation > 0):
             raise ValueError("'self' in perturb and a positive inflation need each other")
         if self.perturb == ("self",) and not self.clean:
-            raise ValueError("perturb='self' alone needs a positive weight of triplets as they are (clean)")
+            raise ValueError("perturb='self' alone needs a positive weight of clean triplets (clean)")
         if self.mode == "contrastive" and self.perturb != ("ref",):
             raise ValueError("mode='contrastive' attacks references: perturb must be 'ref'")
-        self.make_attack(self.eps, 0)  # checks the rest
+        self.make_attack(self.eps, 0)  # which checks attack, eps, steps and step_size
 
     @property
     def total_epochs(self) -> int:
-        """All passes over the data."""
+        """The number of passes over the data."""
         return self.epochs + self.decay_epochs
 
-    def make_attack(self, eps: float, seed: int) -> Attack:
+    def make_attack(self, eps: float, seed: int) -> "Attack":
         """Make the attack of one step."""
+        from rlpips.attacks.parse import parse_attack
+
         attack = parse_attack(f"{self.attack}:{eps!r}:{self.steps}", seed=seed)
         return attack if self.step_size is None else dataclasses.replace(attack, step_size=self.step_size)  # type: ignore[type-var]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values for `json.dumps`; what is infinite is None."""
+        """Return the values for `json.dumps`; an infinite value becomes None."""
         values = dataclasses.asdict(self)
         return {
             k: None if v == math.inf else list(v) if isinstance(v, tuple) else v for k, v in values.items()
         }
 
 
-RECIPES = {
-    "lpips": Recipe(),
-    "r-lpips": Recipe(mode="adversarial"),
-    "robust": Recipe(
-        weights="standard",
-        mode="adversarial",
-        train="all",
-        dropout=False,
-        perturb=("x0", "x1", "ref", "self"),
-        eps_range=(0.5, 1.25),
-        steps=3,
-        ranking="ratio",
-        clean=1.0,
-        distill=0.5,
-        distill_attacked=0.1,
-        inflation=1.0,
-        lr=1e-3,
-        head_lr=5.0,
-        bias_lr=30.0,
-        beta1=0.9,
-        clip=5.0,
-        schedule="cosine",
-        warmup=50,
-        epochs=11,
-        decay_epochs=0,
-        batch=64,
-        ema=0.998,
-        symmetries=True,
-        precision="bfloat16",
-    ),
-}
-"""Recipes by name: LPIPS' and R-LPIPS' published ones, and that of the robust metric which ships."""
+def _check_field(field: "dataclasses.Field[Any]", value: Any) -> None:
+    """Hold a value to the choices and to the least value of its field."""
+    choices, least = field.metadata["choices"], field.metadata["least"]
+    if choices and value not in choices:
+        raise ValueError(f"{field.name}={value!r} is unknown; choose {', '.join(choices)}")
+    if least is not None:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(least <= number < math.inf for number in numbers):
+            raise ValueError(f"{field.name}={value} must be at least {least} and finite")
+
+
+if Recipe.__doc__:  # there is none under python -OO
+    _fields = "\n".join(
+        f"    {field.name}: {field.metadata['text']}." for field in dataclasses.fields(Recipe)
+    )
+    Recipe.__doc__ = f"{inspect.cleandoc(Recipe.__doc__)}\n\nAttributes:\n{_fields}"

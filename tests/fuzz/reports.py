@@ -16,7 +16,7 @@ from rlpips import CheckpointError, DatasetError, TwoAFC
 from rlpips.data import make_triplets
 from rlpips.evaluation.result_cache import Measurements, ResultCache
 from rlpips.training.run_folder import RunFolder
-from rlpips.training.teachers import teach
+from rlpips.training.teachers import measure_teachers
 
 
 def reports(folder: Path) -> Iterator[Example]:
@@ -65,7 +65,7 @@ def teachers(folder: Path) -> Example:
 
     def logs() -> torch.Tensor:
         metrics = {"l2": lambda a, b: (a - b).square().mean((1, 2, 3))}
-        return teach(metrics, data, place, {"data": "fuzz"})
+        return measure_teachers(metrics, data, place, {"data": "fuzz"})
 
     truth = logs()
     (path,) = place.iterdir()

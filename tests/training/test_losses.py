@@ -59,8 +59,8 @@ def test_attacks_raise_the_loss_within_their_budget(perturb, ranking):
     some = dataclasses.replace(some, judge=some.judge.round())
     (found,) = loss.attack(some, recipe.make_attack(EPS, 0))
     originals = {"ref": some.ref, "x0": some.x0, "x1": some.x1}
-    assert set(found.parts()) == set(perturb.split("+"))
-    for name, attacked in found.parts().items():
+    assert set(found.replacements()) == set(perturb.split("+"))
+    for name, attacked in found.replacements().items():
         assert 0 < (attacked - originals[name]).abs().max() <= 2 * EPS + 1e-6
         assert attacked.abs().max() <= 1
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_attacks_do_not_depend_on_the_parts_of_a_step(attack):
     for k in (0, 1):
         part = some[k::2]
         for each in loss.attack(part, tool):
-            difference = (each.images - whole[part.numbers[each.rows]]).abs()
+            difference = (each.images - whole[part.positions[each.rows]]).abs()
             assert (difference > 1e-4).float().mean() < 0.01  # steps along signs enlarge rounding
             assert difference.mean() < 1e-4
 

@@ -24,8 +24,8 @@ from rlpips.evaluation import accuracy, measure_2afc
 from rlpips.hub.digests import tensors_digest
 from rlpips.hub.nested import load_nested, save_nested
 from rlpips.hub.tensorfiles import read_metadata
-from rlpips.training import Recipe
-from rlpips.training.loop import Settings, rate, train
+from rlpips.training import Recipe, Settings, train
+from rlpips.training.optimisation import rate_factor
 from rlpips.training.run_folder import RunFolder
 
 
@@ -394,14 +394,14 @@ def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(
 
     recipe = dataclasses.replace(recipe, batch=2, epochs=3, train="all", ranking="ratio", lr=1e-2)
     data, run = Triplets(16), tmp_path / "run"
-    step = loop._step
+    step = loop.take_step
 
     def poisoned(recipe, model, state, triplets, parts):
         if state.step + 1 >= first:
             triplets.ref.fill_(torch.nan)
         return step(recipe, model, state, triplets, parts)
 
-    monkeypatch.setattr(loop, "_step", poisoned)
+    monkeypatch.setattr(loop, "take_step", poisoned)
     with pytest.raises(
         RuntimeError,
         match=rf"step {first + 4}: the loss is not finite for the 5th step in a row; .*state.safetensors keeps an earlier"
@@ -472,9 +472,9 @@ def test_symmetries_turn_each_triplet_and_teachers_see_them_so(recipe, tmp_path,
         shown.update(find(b, ["ref"]))
         return (a - b).square().mean(dim=(1, 2, 3))
 
-    from rlpips.training import loop as training
+    from rlpips.training import loop
 
-    take = training._step
+    take = loop.take_step
 
     def watched(recipe, model, state, triplets, parts):
         ways = [
@@ -486,7 +486,7 @@ def test_symmetries_turn_each_triplet_and_teachers_see_them_so(recipe, tmp_path,
         return take(recipe, model, state, triplets, parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_step", watched)
+        patch.setattr(loop, "take_step", watched)
         recipe = dataclasses.replace(recipe, symmetries=True, batch=32, epochs=2)
         train(recipe, data, tmp_path / "run", teachers={"plain": teacher} if taught else None)
     first, second = seen
@@ -663,22 +663,22 @@ def test_two_processes_train_as_one(start, tmp_path):
 def test_the_rate_warms_up_in_a_fifth_of_the_run_at_most_and_falls_to_its_end():
     recipe = Recipe(warmup=50, schedule="cosine", epochs=1, decay_epochs=0)
     cosine = [(1 + math.cos(math.pi * step / 4125)) / 2 for step in range(4125)]
-    long = [rate(recipe, step, step, 4125) for step in range(4125)]
+    long = [rate_factor(recipe, step, step, 4125) for step in range(4125)]
     assert long[:50] == pytest.approx([(step + 1) / 50 * cosine[step] for step in range(50)])
     assert long[50:] == pytest.approx(cosine[50:])
     for whole in (250, 4125):  # runs that made weights which ship
-        assert rate(recipe, 24, 24, whole) == pytest.approx((1 + math.cos(math.pi * 24 / whole)) / 4)
-    short = [rate(recipe, step, step, 8) for step in range(8)]
+        assert rate_factor(recipe, 24, 24, whole) == pytest.approx((1 + math.cos(math.pi * 24 / whole)) / 4)
+    short = [rate_factor(recipe, step, step, 8) for step in range(8)]
     assert short[2:] == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)])
     falls = Recipe(epochs=1, decay_epochs=2)
-    assert [rate(falls, 0, seconds, 60.0) for seconds in (0, 19, 21, 41, 61)] == [1, 1, 1, 0.5, 0.5]
+    assert [rate_factor(falls, 0, seconds, 60.0) for seconds in (0, 19, 21, 41, 61)] == [1, 1, 1, 0.5, 0.5]
 
 
 def test_a_short_run_changes_the_metric_and_is_warned_of(recipe, tmp_path, caplog):
     recipe = dataclasses.replace(recipe, batch=2, warmup=50, ema=0.998, schedule="cosine", lr=1e-2)
     first = random_metric().state_dict()
     after = tensors(train(recipe, Triplets(), tmp_path / "run"))
-    assert "this run takes 8 steps; some hundreds gain more" in caplog.text
+    assert "this run takes 8 steps, and a metric improves little in fewer than some hundreds" in caplog.text
     plain = dataclasses.replace(recipe, warmup=0, ema=0.0)
     free = tensors(train(plain, Triplets(), tmp_path / "plain"))
     key = "lin0.model.1.weight" if "lin0.model.1.weight" in first else "lin0.model.0.weight"
