@@ -9,13 +9,14 @@ README's section of measurements, whose tables `<!-- table: START OF THEIR HEAD 
 Notebooks become pages with what they printed and drew.
 """
 
+import ast
 import base64
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Attribute, Docstring, ExprCall, Extension, Object
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -74,6 +75,18 @@ class Doctests(Extension):
             obj.docstring.value = re.sub(
                 r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.M | re.S
             )
+
+
+class RecipeFields(Extension):
+    """Describes the fields of a recipe by the text that `option` gives each, as the command line does."""
+
+    def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
+        """Take the default and the text out of a call of `option`."""
+        if isinstance(attr.value, ExprCall) and str(attr.value.function) == "option":
+            default, text = attr.value.arguments[:2]
+            attr.value = default
+            words = ast.literal_eval(str(text))
+            attr.docstring = Docstring(f"{words[0].upper()}{words[1:]}.", parent=attr)
 
 
 def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Recipes by name: the published ones of LPIPS and R-LPIPS, and that of the robust metric in this package."""
+"""The recipes that have names."""
 
 from rlpips.training.recipe import Recipe
 

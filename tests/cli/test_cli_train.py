@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ from rlpips.cli import main
 from rlpips.data import PhotoTriplets, make_triplets
 from rlpips.hub.nested import load_nested
 from rlpips.hub.tensorfiles import load_tensors, read_metadata
+from rlpips.training import Recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlpips.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -192,16 +195,45 @@ def test_errors_are_one_line(data, photos, start, tmp_path, capsys, more, messag
     assert not (tmp_path / "run" / "metric.safetensors").exists()
 
 
-def test_help_names_every_option_of_a_recipe(capsys):
-    import dataclasses
-
-    from rlpips.training import Recipe
-
-    with pytest.raises(SystemExit, match="0"):
-        main(["train", "--help"])
-    text = capsys.readouterr().out
+def test_help_explains_every_field_of_a_recipe_without_torch():
+    code = (
+        "import sys\n"
+        "from rlpips.cli import main\n"
+        "try:\n"
+        "    main(['train', '--help'])\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = re.sub(r"\s+", "", done.stdout)  # argparse breaks lines at hyphens, too
     for field in dataclasses.fields(Recipe):
-        assert "--" + field.name.replace("_", "-") in text
+        assert f"--{field.name.replace('_', '-')}" in words
+        assert re.sub(r"\s+", "", field.metadata["text"]) in words
+
+
+def test_every_field_of_a_recipe_is_set_by_its_option(data, start, tmp_path):
+    """The options of a run with no default value give the recipe that the run records."""
+    options = {
+        "net": "alex", "weights": start, "mode": "adversarial", "train": "all", "dropout": False,
+        "perturb": ["x0", "self"], "attack": "l2", "eps": "3/255", "eps_range": ["1/2", "3/2"], "steps": 2,
+        "step_size": "1/255", "ranking": "ratio", "clean": 1.5, "distill": 0.25, "distill_attacked": 0.125,
+        "inflation": 2.0, "lr": 2e-4, "head_lr": 3.0, "bias_lr": 4.0, "beta1": 0.75, "weight_decay": 0.5,
+        "clip": 7.0, "schedule": "cosine", "warmup": 1, "epochs": 1, "decay_epochs": 1, "minutes": "1/600",
+        "batch": 6, "ema": 0.5, "symmetries": True, "precision": "bfloat16", "patience": 3, "seed": 5,
+    }  # fmt: skip
+    assert set(options) == {field.name for field in dataclasses.fields(Recipe)}
+    given = ["train", "--data", data, "--out", tmp_path / "run", "--teachers", start]
+    for name, value in options.items():
+        if isinstance(value, bool):
+            given.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            given += ["--" + name.replace("_", "-"), *values]
+    assert main([str(each) for each in given]) == 0
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
+    expected = {**options, "eps": 3 / 255, "eps_range": [0.5, 1.5], "step_size": 1 / 255, "minutes": 1 / 600}
+    assert recorded == expected
 
 
 def test_a_run_that_diverged_is_left_by_the_way_that_its_error_names(data, start, tmp_path, capsys):

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import math
 
 import pytest
 
 from rlpips.attacks import APGD, PGD, SSA, StAdv
+from rlpips.backbones import ARCHITECTURES
 from rlpips.training import RECIPES, Recipe
 
 
@@ -36,6 +38,16 @@ from rlpips.training import RECIPES, Recipe
 def test_recipes_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**changes)
+
+
+def test_every_backbone_can_be_trained():
+    (net,) = (field for field in dataclasses.fields(Recipe) if field.name == "net")
+    assert net.metadata["choices"] == tuple(ARCHITECTURES)
+
+
+def test_help_on_the_class_explains_every_field():
+    for field in dataclasses.fields(Recipe):
+        assert f"{field.name}: {field.metadata['text']}." in Recipe.__doc__
 
 
 def test_attacks_are_those_that_the_recipe_names():

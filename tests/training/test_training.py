@@ -386,6 +386,14 @@ def test_a_step_that_is_not_finite_is_left_out(recipe, tmp_path, caplog):
     assert math.isfinite(row["loss"])
 
 
+def test_a_first_step_that_is_left_out_changes_nothing(recipe, tmp_path, recwarn):
+    recipe = dataclasses.replace(recipe, epochs=1, train="all", ema=0.5, lr=1e-2, ranking="ratio")
+    order = np.random.default_rng((0, 0)).permutation(16)
+    path = train(recipe, Scaled(16, order.tolist()), tmp_path / "run")  # both steps are left out
+    assert not changed(tensors(path), random_metric().state_dict())
+    assert [each for each in recwarn if "lr_scheduler" in str(each.message)] == []
+
+
 @pytest.mark.parametrize("first", [11, 15])  # an epoch ends with step 16
 def test_steps_that_are_not_finite_stop_a_run_and_reach_nothing_that_is_kept(
     recipe, tmp_path, monkeypatch, first
