@@ -1,4 +1,4 @@
-"""Draw the README's picture: a small attack, a visible change, and what LPIPS and the robust metric say of both.
+"""Draw the README's picture: an attacked photo, a blurred one, and what LPIPS and the robust metric say.
 
 PGD looks for a change of a photo, at most 4/255 a value, that LPIPS measures as large as it can be made. The
 picture shows the photo, the attacked photo and a visibly blurred one. Under each copy stands its distance

@@ -18,7 +18,7 @@ from rlpips.images import read_image, to_tensor
 
 
 def reconstruct(metric: rlpips.LPIPS, photos: Tensor, steps: int, rate: float = 0.05) -> Tensor:
-    """Start from noise, minimise the distance to the photos, and return the images, `(N, 3, H, W)` in [-1, 1]."""
+    """Start from noise, minimise the distance to photos `(N, 3, H, W)` in [-1, 1]; return the images."""
     noise = torch.rand(photos.shape, generator=torch.Generator().manual_seed(0))
     pixels = (0.2 * (noise - 0.5)).requires_grad_()
     optimizer = torch.optim.Adam([pixels], rate)

@@ -1,4 +1,4 @@
-"""What attackers leave of metrics: the README's tables, by one command.
+"""How robust metrics are: the tables of docs/benchmarks.md, by one command.
 
 `python -m benchmarks.robust PHOTOS FOLDER` keeps every fifth photo, as in weights/README.md, renders
 triplets of these with distortions that the training of the robust metric never saw, lets a panel judge
