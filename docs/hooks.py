@@ -1,29 +1,31 @@
-"""What mkdocs does not do by itself: formulas, pages of the reference, and pages from outside of docs/.
+"""What mkdocs does not do by itself: formulas, notebooks, pages from elsewhere, checks of the reference.
 
 Formulas are written in LaTeX, in blocks of the language `math`, which GitHub shows as they are. Here they
 become MathML, which browsers draw without a script.
 
-Pages link to files outside of docs/ by their path, as in `../weights/README.md`, so that they work where
-they are read as files. Those that `_OUTSIDE` names are pages or pictures of the site, too, and so is the
-README's section of measurements, whose tables `<!-- table: START OF THEIR HEAD -->` shows on another page.
-Notebooks become pages with what they printed and drew.
+Pages link to files outside of docs/ by their path, as in `../weights/README.md`, so that the links work on
+GitHub, too. The files in `_OUTSIDE` are pages of the site. Notebooks become pages with what they printed and
+drew.
+
+A page of the reference, `api/NAME.md`, describes the folder or module `rlpips.NAME`. The build fails if the
+page does not list every name in its `__all__`. `<!-- names -->` in a page becomes the table of all of them.
 """
 
 import ast
 import base64
+import functools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from griffe import Attribute, Docstring, ExprCall, Extension, Object
+from griffe import Attribute, Docstring, ExprCall, Extension, Module, Object, load
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
-_README = (_ROOT / "README.md").read_text()
 _OUTSIDE = ("weights/README.md", "CHANGELOG.md")
 
 
@@ -37,12 +39,6 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"{path}.md", content=text))
         for name, data in pictures.items():
             files.append(File.generated(config, f"examples/{name}", content=data))
-    measured = _of_readme(r"^## (Measured\n.*?)^## ")
-    files.append(File.generated(config, "measured.md", content=f"# {measured}"))
-    for entry in config.nav:
-        for path in entry.get("Reference", [])[1:]:
-            module = f"rlpips.{Path(path).stem}"
-            files.append(File.generated(config, path, content=f"# {module}\n\n::: {module}\n"))
     return files
 
 
@@ -51,18 +47,21 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     if "/" not in page.file.src_uri:  # files beside docs/ are beside its pages in the site
         markdown = markdown.replace("](../", "](")
     markdown = re.sub(r"^```math\n(.*?)^```$", lambda found: _mathml(found[1]), markdown, flags=re.M | re.S)
-    markdown = re.sub(r"^<!-- table: (.*) -->$", lambda found: _table(found[1]), markdown, flags=re.M)
-    markdown = re.sub(r"\]\(((?:\.\./)?)README\.md#measured\)", r"](\1measured.md)", markdown)
+    if "<!-- names -->" in markdown:
+        markdown = markdown.replace("<!-- names -->", _table_of_names())
     markdown = re.sub(r"\]\(([\w/]+)\.ipynb\)", r"](\1.md)", markdown)
     # what the site has no page for keeps its name
     return re.sub(r"\[([^\]]*)\]\((?:(?:rlpips|benchmarks|tests)/[^)]*|[\w/]*\.py)\)", r"\1", markdown)
 
 
 def on_page_content(html: str, page: Page, **_: Any) -> None:
-    """See that a page of the reference describes something."""
+    """Check that a page of the reference lists every public name of what it describes."""
     path = page.file.src_uri
-    if path.startswith("api/") and path != "api/index.md" and "doc-heading" not in html:
-        raise PluginError(f"{path} is empty; a package says in __all__ what it offers")
+    if path.startswith("api/") and path != "api/index.md":
+        module = f"rlpips.{Path(path).stem}"
+        listed = [name for name in _public_names()[module] if f'id="{module}.{name}"' in html]
+        if missing := _public_names()[module].keys() - listed:
+            raise PluginError(f"{path} does not list {', '.join(sorted(missing))}; do they have docstrings?")
 
 
 class Doctests(Extension):
@@ -108,16 +107,43 @@ def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(parts), pictures
 
 
-def _of_readme(pattern: str) -> str:
-    """Find a part of the README, the first group of a pattern."""
-    found = re.search(pattern, _README, re.M | re.S)
-    assert found, f"the README holds nothing like {pattern}"
-    return found[1]
+@functools.cache
+def _public_names() -> dict[str, dict[str, str]]:
+    """Return the public names of each folder and module in the reference, with what each name is."""
+    package = load("rlpips", search_paths=[_ROOT], docstring_parser="google")
+    found = {}
+    for path in sorted((_ROOT / "docs" / "api").glob("*.md")):
+        if path.stem != "index":
+            module = package[path.stem]
+            assert isinstance(module, Module)
+            names = module.exports or [
+                name
+                for name, member in module.members.items()
+                if not name.startswith("_") and not member.is_alias and not member.is_attribute
+            ]
+            found[module.path] = {str(name): _first_line(module[str(name)]) for name in names}
+    return found
 
 
-def _table(start: str) -> str:
-    """Copy the table of the README whose head starts so."""
-    return _of_readme(rf"^({re.escape(start)}.*?\n)(?!\|)")
+def _first_line(item: Any) -> str:
+    """Return the first line of the docstring of a name, wherever it is defined."""
+    item = item.final_target if item.is_alias else item
+    return item.docstring.value.partition("\n")[0] if item.docstring else ""
+
+
+def _table_of_names() -> str:
+    """Make a table of the public names of each folder and module, in the order of the site's reference."""
+    stub = (_ROOT / "rlpips" / "__init__.pyi").read_text()
+    at_top = set(re.findall(r"^ *(?:from .* import )?(\w+) as \1\b", stub, re.M))
+    parts = []
+    for page in re.findall(r"api/(?!index)(\w+)\.md", (_ROOT / "mkdocs.yml").read_text()):
+        module = f"rlpips.{page}"
+        parts.append(f"## [`{module}`]({page}.md)\n\n| name | is |\n| --- | --- |")
+        for name, what in _public_names()[module].items():
+            short = " *" if name in at_top else ""
+            what = what.replace("|", "\\|")
+            parts[-1] += f"\n| [`{name}`]({page}.md#{module}.{name}){short} | {what} |"
+    return "\n\n".join(parts)
 
 
 def _mathml(latex: str) -> str:

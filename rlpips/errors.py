@@ -3,6 +3,15 @@
 import errno
 from typing import TypeGuard
 
+__all__ = [
+    "CheckpointError",
+    "DatasetError",
+    "ImageError",
+    "MissingExtraError",
+    "UndefinedDistanceError",
+    "WeightsUnavailableError",
+]
+
 
 class CheckpointError(ValueError):
     """A file is not the expected checkpoint: it is unreadable, unsafe, damaged, or of something else."""

@@ -25,6 +25,8 @@ from rlpips.metric.heads import apply_head
 from rlpips.metric.lpips import LPIPS
 from rlpips.system.files import write_atomically
 
+__all__ = ["export_metric"]
+
 _OPSET = 18  # what the exporters of all supported versions of torch write
 _TOLERANCE = 1e-4
 _METADATA = "rlpips.json"

@@ -38,6 +38,8 @@ from torch import Tensor
 from rlpips.errors import ImageError, is_system_error
 from rlpips.metric.inputs import as_batch
 
+__all__ = ["load_image", "read_image", "resize", "to_png", "to_rgb", "to_tensor"]
+
 Array = npt.NDArray[Any]
 Colour = tuple[int, int, int]
 
