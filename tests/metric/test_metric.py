@@ -586,6 +586,19 @@ def test_arguments_make_the_parts_they_name_trainable(arguments, backbone, heads
     assert not any(module.training for module in metric.modules())
 
 
+@pytest.mark.parametrize("use_dropout", [True, False])
+def test_heads_that_are_not_learned_are_random(use_dropout):
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        metric = build(rlpips, pretrained=False, use_dropout=use_dropout)
+        drawn.append(metric.lins[2].channel_weights)
+        assert drawn[-1].isfinite().all()
+        assert drawn[-1].std() > 0.01
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_train_on_a_frozen_metric_says_once_that_it_changes_nothing(caplog):
     metric = build(rlpips)
     for parent in (Generator(metric), torch.nn.Sequential(torch.nn.Sequential(metric))):
