@@ -48,6 +48,7 @@ def test_blocks_give_the_formulas_values_and_gradients(block, last):
         assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lengths_are_those_of_the_values_not_rounded_again(block, dtype, last):
