@@ -1,6 +1,7 @@
 """The layers of LPIPS around the backbone: the scaling of images before it, the learned heads after it."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,3 +118,10 @@ def _dropout(head: nn.Module) -> list[nn.Module]:
     """Return the layers of an unchanged head that come before its convolution."""
     assert isinstance(head, NetLinLayer)
     return list(head.model)[:-1]
+
+
+def store_heads_apart(_module: nn.Module, state: dict[str, Any], prefix: str, _meta: dict[str, Any]) -> None:
+    """Copy one of the two entries of each head in a state dict, because safetensors refuses shared memory."""
+    for name in [name for name in state if name.startswith(f"{prefix}lins.")]:
+        if not isinstance(state[name], nn.Parameter):  # with keep_vars=True, entries stay the parameters
+            state[name] = state[name].clone()

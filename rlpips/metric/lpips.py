@@ -17,7 +17,14 @@ from rlpips.hub import checkpoints, loading
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps, features_in_one_run
 from rlpips.metric.formula import average_and_sum, layer_maps
 from rlpips.metric.fused import channel_lengths
-from rlpips.metric.heads import NetLinLayer, ScalingLayer, apply_head, fixed_weights, has_hooks
+from rlpips.metric.heads import (
+    NetLinLayer,
+    ScalingLayer,
+    apply_head,
+    fixed_weights,
+    has_hooks,
+    store_heads_apart,
+)
 from rlpips.metric.inputs import RangeCheck, as_batch, check_image, check_pair
 from rlpips.metric.reference import (
     Reference,
@@ -30,13 +37,6 @@ from rlpips.metric.reference import (
 from rlpips.metric.tiling import in_tiles
 
 logger = logging.getLogger("rlpips")
-
-
-def _store_heads_apart(_module: nn.Module, state: dict[str, Any], prefix: str, _meta: dict[str, Any]) -> None:
-    """Copy one of the two entries of each head in a state dict, because safetensors refuses shared memory."""
-    for name in [name for name in state if name.startswith(f"{prefix}lins.")]:
-        if not isinstance(state[name], nn.Parameter):  # with keep_vars=True, entries stay the parameters
-            state[name] = state[name].clone()
 
 
 class LPIPS(nn.Module):
@@ -164,7 +164,7 @@ class LPIPS(nn.Module):
                 else:
                     lin.channel_weights.data.copy_(heads[k])
             self.lins.requires_grad_(heads is None or not eval_mode)
-            self.register_state_dict_post_hook(_store_heads_apart)  # type: ignore[no-untyped-call]
+            self.register_state_dict_post_hook(store_heads_apart)  # type: ignore[no-untyped-call]
         self.train(not eval_mode)
 
     def save(self, path: str | PathLike[str]) -> None:
