@@ -20,11 +20,12 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from rlpips.backbones.architectures import ARCHITECTURES, Backbone
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
+from rlpips.metric.features import FeatureNetwork
 from rlpips.metric.formula import (
     at_least_float32,
     average_and_sum,
@@ -34,7 +35,6 @@ from rlpips.metric.formula import (
 )
 from rlpips.metric.heads import ScalingLayer
 from rlpips.metric.inputs import as_batch, check_image, check_pair
-from rlpips.metric.lpips import LPIPS
 
 Parameters = Mapping[str, Tensor]
 
@@ -222,16 +222,16 @@ def _net(parameters: Parameters) -> str:
     )
 
 
-class _FeatureModule(LPIPS):
-    """The part of a metric from images to features, without weights of its own."""
+class _FeatureModule(FeatureNetwork):
+    """The part of a metric from images to features. Its weights hold no values."""
 
     def __init__(self, net: str, version: str) -> None:
-        nn.Module.__init__(self)  # LPIPS.__init__ would load weights
+        super().__init__()
         self.version = version
         with torch.device("meta"):
             self.scaling_layer, self.net = ScalingLayer(), Backbone(ARCHITECTURES[net])
 
-    def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:
         """Return the features of images `(N, 3, H, W)`."""
         return self._run_net(self._scale(images, normalize))
 

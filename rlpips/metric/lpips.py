@@ -1,9 +1,7 @@
 """LPIPS, the learned perceptual image patch similarity of Zhang et al. 2018 (arXiv 1801.03924)."""
 
 import functools
-import itertools
 import logging
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -14,7 +12,8 @@ from torch import Tensor, nn
 from rlpips._version import __version__
 from rlpips.backbones.architectures import Backbone, architecture
 from rlpips.hub import checkpoints, loading
-from rlpips.metric.fast_path import can_run_fast, fast_layer_maps, features_in_one_run
+from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
+from rlpips.metric.features import FeatureNetwork
 from rlpips.metric.formula import average_and_sum, layer_maps
 from rlpips.metric.fused import channel_lengths
 from rlpips.metric.heads import (
@@ -22,24 +21,21 @@ from rlpips.metric.heads import (
     ScalingLayer,
     apply_head,
     fixed_weights,
-    has_hooks,
     store_heads_apart,
 )
 from rlpips.metric.inputs import RangeCheck, as_batch, check_image, check_pair
 from rlpips.metric.reference import (
     Reference,
-    Source,
     check_source,
     dtype_and_device,
     ordinary_tensors,
-    weights_state,
 )
 from rlpips.metric.tiling import in_tiles
 
 logger = logging.getLogger("rlpips")
 
 
-class LPIPS(nn.Module):
+class LPIPS(FeatureNetwork):
     """A perceptual distance between images: the class of `lpips`, with robust weights and more.
 
     `metric(in0, in1)` is the distance of two batches of images; `forward` gives the formula. Smaller means
@@ -84,8 +80,6 @@ class LPIPS(nn.Module):
     >>> metric(x, x).item()
     0.0
     """
-
-    _source: Source | None = None
 
     def __init__(
         self,
@@ -302,55 +296,12 @@ class LPIPS(nn.Module):
             return fast_layer_maps(features, weights, lengths)
         return layer_maps(features, [functools.partial(apply_head, head) for head in self.heads])
 
-    def _features(
-        self, in0: Tensor | Reference, in1: Tensor | Reference, normalize: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the features of both batches for each layer."""
-        scale = functools.partial(self._scale, normalize=normalize)
-        if self._has_own_backbone():
-            pairs = features_in_one_run(self.net, scale, in0, in1)
-        else:
-            each = (x.features if isinstance(x, Reference) else self._run_net(scale(x)) for x in (in0, in1))
-            pairs = zip(*each, strict=False)
-        return itertools.islice(pairs, self.L)
-
     @property
     def heads(self) -> list[nn.Module | None]:
         """The head of each layer that is compared; None for each layer with `lpips=False`."""
         if not self.lpips:
             return [None] * self.L
         return [*self.lins][: self.L]
-
-    def _run_net(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of each layer of scaled images, from any backbone."""
-        if self._has_own_backbone():
-            return tuple(self.net.features(x))
-        features = self.net(x)
-        return tuple(features[k] for k in range(self.L))
-
-    def _scale(self, images: Tensor, normalize: bool) -> Tensor:
-        """Scale images `(N, 3, H, W)` for the backbone."""
-        x = 2 * images - 1 if normalize else images
-        # The paper's first version did not scale images, and its heads were trained so.
-        return self.scaling_layer(x) if self.version == "0.1" else x.to(self.like.dtype)
-
-    def _has_own_backbone(self) -> bool:
-        """Return whether the backbone's slices may run one by one: `net` is a `Backbone` without hooks."""
-        return type(self.net) is Backbone and not has_hooks(self.net)
-
-    def _dtype(self, images: Tensor | Reference) -> torch.dtype:
-        """Return the dtype of distances to images."""
-        if isinstance(images, Reference):
-            return images.dtype
-        return torch.promote_types(images.dtype, self.like.dtype)
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor with the dtype and device of the metric."""
-        shift = getattr(self.scaling_layer, "shift", None)
-        if isinstance(shift, Tensor):
-            return shift
-        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
     if TYPE_CHECKING:  # pyright takes nn.Module's declaration of __call__ for an assignment to it
 
@@ -422,27 +373,3 @@ class LPIPS(nn.Module):
         if self.check_range and not torch.compiler.is_compiling():
             self._range_check(images, normalize)
         return list(inputs.values())
-
-    def _state(self) -> tuple[object, ...]:
-        """Return values that change whenever the features of images may have changed."""
-        return (self.version, self.like.dtype, self.like.device, *weights_state(self.net))
-
-    def _made_by(self) -> Source | None:
-        """Return the source of references that are made now."""
-        if torch.compiler.is_compiling():
-            return None
-        state = self._state()
-        if self._source is None or self._source.state != state:
-            self._source = Source(repr(self), state)
-        return self._source
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if self._source is not None and self._source.state != self._state():
-            state["_source"] = None  # a copy could not detect that its references are stale
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self._source is not None:
-            self._source.state = self._state()  # a copy has other parameters
