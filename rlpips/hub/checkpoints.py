@@ -85,58 +85,51 @@ def read(path: Path, arch: Architecture, *, prefix: str = "", pinned: bool = Fal
     return checkpoint
 
 
-def _fit(state: Mapping[str, Stored], arch: Architecture, path: Path, *, pinned: bool) -> Checkpoint:
-    """Sort the tensors of a file, as `read` describes. Nothing is read before all shapes are right."""
-    backbone: dict[str, Stored] = {}
-    heads: dict[str, Stored] = {}
-    twice: dict[str, Stored] = {}  # LPIPS' state dicts have each head under two names
-    constants: dict[str, Stored] = {}
-    unknown: list[str] = []
+@dataclass
+class _Sorted:
+    """The tensors of a file, by what they are; heads by the number of their layer."""
+
+    backbone: dict[str, Stored] = field(default_factory=dict)
+    heads: dict[str, Stored] = field(default_factory=dict)
+    twice: dict[str, Stored] = field(default_factory=dict)  # LPIPS' state dicts name each head twice
+    constants: dict[str, Stored] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def _sort(state: Mapping[str, Stored], arch: Architecture) -> _Sorted:
+    """Tell by its name what each tensor is. Those of a classifier and of a run's state are left out."""
+    found = _Sorted()
     for key, value in state.items():
-        if match := re.fullmatch(r"features\.\d+\..+", key):
-            backbone[key] = value
+        if re.fullmatch(r"features\.\d+\..+", key):
+            found.backbone[key] = value
         elif (match := re.fullmatch(r"net\.slice(\d)\.(\d{1,2})\.(.+)", key)) and (
             bisect.bisect_right(arch.ends, int(match[2])) + 1 == int(match[1])
         ):
-            backbone[f"features.{match[2]}.{match[3]}"] = value
+            found.backbone[f"features.{match[2]}.{match[3]}"] = value
         elif match := re.fullmatch(r"lins?\.?(\d+)\.model\.[01]\.weight", key):
-            (twice if match[1] in heads else heads)[match[1]] = value
+            (found.twice if match[1] in found.heads else found.heads)[match[1]] = value
         elif key in ("scaling_layer.shift", "scaling_layer.scale"):
-            constants[key] = value
+            found.constants[key] = value
         elif not key.startswith("classifier.") and not is_nested(key):
-            unknown.append(key)
-    expected_heads = {str(k): (1, c, 1, 1) for k, c in enumerate(arch.channels)}
-    if not backbone and not heads:
-        unknown = list(state)
-    missing: list[str] = []
-    problems: list[str] = []
-    for found, expected, label in ((backbone, backbone_shapes(arch), ""), (heads, expected_heads, "lin")):
-        if found:
-            missing += [label + key for key in expected if key not in found]
-            unknown += [label + key for key in found if key not in expected]
-            problems += _misfits(found, expected, label)
-    problems += _misfits(twice, expected_heads, "lins.")
-    if missing:
-        problems.append(f"missing: {shorten(missing)}")
-    if unknown:
-        problems.append(f"unknown: {shorten(unknown)}")
+            found.unknown.append(key)
+    if not found.backbone and not found.heads:
+        found.unknown = list(state)
+    return found
+
+
+def _fit(state: Mapping[str, Stored], arch: Architecture, path: Path, *, pinned: bool) -> Checkpoint:
+    """Sort the tensors of a file, as `read` describes. Nothing is read before all shapes are right."""
+    found = _sort(state, arch)
     checkpoint = Checkpoint()
-    if not problems:  # only now is anything read
-        checkpoint.backbone = _values(backbone) or None
-        checkpoint.heads = (
-            list(_values({key: heads[key] for key in expected_heads}).values()) if heads else None
-        )
-        problems += [
-            f"lin{key} and lins.{key} differ"
-            for key, value in _values(twice).items()
-            if checkpoint.heads is not None and not torch.equal(checkpoint.heads[int(key)], value)
-        ]
-        problems += [
-            f"{key} is not LPIPS'" for key, value in constants.items() if not _is_constant(key, value)
-        ]
+    problems = _misfits(found, arch)
+    if not problems:
+        checkpoint.backbone = _values(found.backbone) or None
+        if found.heads:
+            checkpoint.heads = [found.heads[str(k)].read() for k in range(len(arch.channels))]
+        problems = _contradictions(found, checkpoint.heads)
         if not pinned:
             problems += _faults(checkpoint)
-    if problems or not (backbone or heads):
+    if problems or not (found.backbone or found.heads):
         raise CheckpointError(
             f"{shown_path(path)} is not a checkpoint for net={arch.name!r}; "
             f"it looks like {describe_state(state)}. {shorten(problems, sep='; ')}"
@@ -144,19 +137,54 @@ def _fit(state: Mapping[str, Stored], arch: Architecture, path: Path, *, pinned:
     return checkpoint
 
 
-def _misfits(found: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], label: str) -> list[str]:
-    """Say which tensors are of a wrong shape or kind."""
-    problems = []
-    for key, shape in expected.items():
-        if key in found and tuple(found[key].shape) != shape:
-            problems.append(f"{label}{key} has shape {tuple(found[key].shape)}, not {shape}")
-        elif key in found and not found[key].dtype.is_floating_point:
-            problems.append(f"{label}{key} is not finite floating point, but {found[key].dtype}")
+def _misfits(found: _Sorted, arch: Architecture) -> list[str]:
+    """Say which tensors have a wrong shape or kind, and which are missing or unknown."""
+    heads = {str(k): (1, channels, 1, 1) for k, channels in enumerate(arch.channels)}
+    missing, unknown = [], list(found.unknown)
+    problems: list[str] = []
+    for tensors, expected, label in (
+        (found.backbone, backbone_shapes(arch), ""),
+        (found.heads, heads, "lin"),
+    ):
+        if tensors:
+            missing += [label + key for key in expected if key not in tensors]
+            unknown += [label + key for key in tensors if key not in expected]
+            problems += _wrong_kinds(tensors, expected, label)
+    problems += _wrong_kinds(found.twice, heads, "lins.")
+    if missing:
+        problems.append(f"missing: {shorten(missing)}")
+    if unknown:
+        problems.append(f"unknown: {shorten(unknown)}")
     return problems
 
 
+def _wrong_kinds(
+    tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], label: str
+) -> list[str]:
+    """Say which tensors have a wrong shape, or are not floating point."""
+    problems = []
+    for key, shape in expected.items():
+        if key in tensors and tensors[key].shape != shape:
+            problems.append(f"{label}{key} has shape {tensors[key].shape}, not {shape}")
+        elif key in tensors and not tensors[key].dtype.is_floating_point:
+            problems.append(f"{label}{key} is not finite floating point, but {tensors[key].dtype}")
+    return problems
+
+
+def _contradictions(found: _Sorted, heads: list[Tensor] | None) -> list[str]:
+    """Say which tensors differ from what is known of them: from the same head, or from LPIPS' constants."""
+    problems = [
+        f"lin{key} and lins.{key} differ"
+        for key, value in _values(found.twice).items()
+        if heads is not None and not torch.equal(heads[int(key)], value)
+    ]
+    return problems + [
+        f"{key} is not LPIPS'" for key, value in found.constants.items() if not _is_constant(key, value)
+    ]
+
+
 def _faults(checkpoint: Checkpoint) -> list[str]:
-    """Say which tensors no metric can have."""
+    """Say which weights no metric can have."""
     heads = {f"lin{k}": value for k, value in enumerate(checkpoint.heads or [])}
     problems = [
         f"{key} is not finite in float32"

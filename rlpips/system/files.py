@@ -24,7 +24,7 @@ def check_regular(path: Path) -> None:
         CheckpointError: it is a folder, a pipe or a device.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {shown_path(path)}")
+        raise FileNotFoundError(f"there is no file {shown_path(path)}")
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise CheckpointError(f"{shown_path(path)} is {kind}, not a file")
