@@ -1,21 +1,32 @@
-"""What each layer of a backbone contributes to a distance."""
+"""Bar charts of what each layer of a backbone contributes to a distance."""
 
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rlpips.backbones.architectures import architecture
 from rlpips.metric.lpips import LPIPS
-from rlpips.plots.drawing import BLUE, COLOURS, INK, check_plot_file, fit_text, new_figure, number, write
-from rlpips.plots.measured_pairs import at_rest, default_metric, name_of, read_pair
+from rlpips.plots.drawing import (
+    BLUE,
+    COLOURS,
+    INK,
+    check_plot_file,
+    fit_text,
+    format_distance,
+    new_figure,
+    write,
+)
+from rlpips.plots.measured_pairs import default_metric, evaluation_copy, image_name, read_pair
+from rlpips.scoring.one_pair import warn_of_unit_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Shares = list[float]
+Shares = list[float]  # the contribution of each layer; their sum is the distance
 
 
 def layers(
@@ -25,36 +36,45 @@ def layers(
     metric: LPIPS | Mapping[str, LPIPS] | None = None,
     resize: int | tuple[int, int] | None = None,
     tile: int | None = None,
+    normalize: bool = False,
     path: str | PathLike[str] | None = None,
 ) -> "Figure":
     """Draw what each layer contributes to the distance of two images, as bars whose sum is the distance.
 
-    Several images may be compared with the first, by several metrics: for each the bars of a layer stand side
-    by side, in a panel for each backbone. The legend tells the distances.
+    The first image can be compared with several images by several metrics. Then the bars of a layer stand
+    side by side. There is one panel per backbone. The legend shows the distances.
+
+    Float tensors are read as [-1, 1]. If all their values lie in [0, 1], there is a warning, unless
+    `normalize=True`.
 
     Args:
-        a: an image as for `rlpips.distance`: a path, a Pillow image, an array or a tensor.
-        b: another, of the same size; or several, by the names that the legend shall give them.
-        metric: what measures, or several by their names; they stay as they are. By default the robust metric
-            that ships.
-        resize: as for `heatmap`.
-        tile: as for `heatmap`.
-        path: as for `heatmap`.
+        a: a path; a Pillow image; a NumPy array `(H, W)` or `(H, W, C)`, uint8 in [0, 255] or float in
+            [0, 1]; or a tensor `(H, W)`, `(C, H, W)` or `(1, C, H, W)`, uint8 in [0, 255] or float in
+            [-1, 1]. C is 3 or 1.
+        b: the other image, of the same size; or a mapping of several images by the names that they have in
+            the legend.
+        metric: the metric, or a mapping of several metrics by their names. They are not changed. By default
+            the robust metric that ships with the package.
+        resize: resize all images to this (height, width), or to a square of this side, before measuring.
+        tile: for huge images: measure tiles of this side one at a time, which needs less memory.
+        normalize: float tensors are in [0, 1] instead of [-1, 1]. Float arrays are always in [0, 1].
+        path: a .png file (300 dots per inch) or a .pdf file to write the figure to. If writing fails, no
+            partial file is left.
 
     Returns:
-        The figure, with an axes for each backbone, labelled by LPIPS' name for it: 'alex', 'vgg', 'squeeze'.
+        The figure. It has axes for each backbone, labelled 'alex', 'vgg' or 'squeeze'.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: something is not one image that can be measured, or the sizes differ.
+        ImageError: `a` or `b` cannot be read or measured, or holds several images, or the sizes differ.
         MissingExtraError: matplotlib is not installed.
         OSError: the figure cannot be written.
-        TypeError: an argument is nothing that holds an image.
-        ValueError: as from `LPIPS`; there is nothing to compare; the name of the file ends neither in .png
-            nor in .pdf.
+        TypeError: `a` or `b` is nothing that holds an image.
+        ValueError: the images are too small for the backbone, or `tile` is not positive; the name of the file
+            does not end in .png or .pdf; there is no image or no metric to compare.
     """
     check_plot_file(path)
-    others = b if isinstance(b, Mapping) else {name_of(b, "b"): b}
+    others = b if isinstance(b, Mapping) else {image_name(b, "b"): b}
     metrics = metric if isinstance(metric, Mapping) else {"": metric or default_metric()}
     if not others or not metrics:
         raise ValueError(f"there is no {'metric' if others else 'image'} to compare")
@@ -62,16 +82,18 @@ def layers(
     for metric_name, each in metrics.items():
         panel = panels.setdefault(architecture(each.pnet_type).name, {})
         for name, other in others.items():
-            # What all have in common needs no words.
+            # The legend leaves out what all bars have in common.
             words = (metric_name, name if len(others) > 1 or not metric_name else "")
-            panel[", ".join(filter(None, words))] = _measure(at_rest(each), a, other, resize, tile)
+            pair = read_pair(each, a, other, resize, normalize)
+            panel[", ".join(filter(None, words))] = _measure(evaluation_copy(each), *pair, tile)
+    warn_of_unit_range(normalize, a=[a], b=others.values())
     return _draw(panels, path)
 
 
-def _measure(metric: LPIPS, a: Any, b: Any, resize: int | tuple[int, int] | None, tile: int | None) -> Shares:
-    """Return each layer's share of a distance."""
+def _measure(metric: LPIPS, a: Tensor, b: Tensor, tile: int | None) -> Shares:
+    """Return the contribution of each layer to a distance."""
     with torch.inference_mode():
-        _, shares = metric(*read_pair(metric, a, b, resize), retPerLayer=True, tile=tile)
+        _, shares = metric(a, b, retPerLayer=True, tile=tile)
     return [share.item() for share in shares]
 
 
@@ -79,7 +101,7 @@ def _draw(panels: Mapping[str, Mapping[str, Shares]], path: str | PathLike[str] 
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     names = {net: architecture(net).output._fields for net in panels}  # type: ignore[attr-defined]
-    # as wide as the legend, the bars and the names below them ask for
+    # wide enough for the legend, the bars and the names below them
     widths = [
         max(2.3, len(names[net]) * max(0.075 * max(map(len, names[net])), 0.12 * len(panel)))
         for net, panel in panels.items()
@@ -99,12 +121,12 @@ def _draw(panels: Mapping[str, Mapping[str, Shares]], path: str | PathLike[str] 
 
 
 def _draw_panel(axes: "Axes", panel: Mapping[str, Shares], names: tuple[str, ...], room: float) -> None:
-    """Draw a group of bars for each layer and, above them, whose they are, in so many inches."""
+    """Draw a group of bars for each layer, with a legend above them that is `room` inches wide."""
     width = 0.8 / len(panel)
     colours = (BLUE, *COLOURS)
     for k, (name, shares) in enumerate(panel.items()):
         places = [layer + (k - (len(panel) - 1) / 2) * width for layer in range(len(shares))]
-        label = f"{fit_text(name, room, 7.5)}  {number(sum(shares))}"
+        label = f"{fit_text(name, room, 7.5)}  {format_distance(sum(shares))}"
         axes.bar(places, shares, 0.94 * width, color=colours[k % len(colours)], label=label)
     axes.set_xticks(range(len(names)), names)
     axes.tick_params(labelsize=7.5, length=0, colors=INK)

@@ -226,6 +226,52 @@ def test_one_pair_and_the_metric_that_ships_need_no_words():
     ]
 
 
+def drawn_map(a, b, **options):
+    return map_of(heatmap(a, b, **options)).get_array()
+
+
+def drawn_bars(a, b, **options):
+    return [bar.get_height() for bar in layers(a, {"b": b}, **options).axes[0].containers[0]]
+
+
+def drawn_row(a, b, **options):
+    return map_of(contact_sheet([a, a], [b, b], **options), "map 0").get_array()
+
+
+@pytest.mark.parametrize("draw", [drawn_map, drawn_bars, drawn_row])
+def test_float_tensors_in_the_unit_range_are_warned_of_and_normalized(metric, draw, recwarn):
+    a, b = image(64, 64), image(64, 64, seed=1)
+    a[0, 0, 0] = b[0, 0, 0] = -1
+    unit_a, unit_b = (a + 1) / 2, (b + 1) / 2
+    expected = draw(a, b, metric=metric)
+    np.testing.assert_allclose(draw(unit_a, unit_b, metric=metric, normalize=True), expected, rtol=1e-3)
+    array_b = unit_b.movedim(0, 2).numpy()
+    np.testing.assert_allclose(draw(unit_a, array_b, metric=metric, normalize=True), expected, rtol=1e-3)
+    draw(a, unit_b, metric=metric)  # one negative value shows the range of both
+    assert not recwarn.list
+    for given in ((unit_a, unit_b), (unit_a, array_b)):
+        rlpips.distance(*given)
+        draw(*given, metric=metric)
+        said, same = (recwarn.pop(UserWarning) for _ in range(2))
+        assert "pass normalize=True" in str(said.message)
+        assert str(same.message) == str(said.message)
+        assert same.filename == __file__
+        assert not recwarn.list
+    with pytest.raises(
+        rlpips.ImageError, match=r"b: a float tensor with normalize=True must lie in \[0, 1\]"
+    ):
+        draw(unit_a, b, metric=metric, normalize=True)
+
+
+def test_a_sheet_is_warned_of_only_where_no_tensor_has_a_negative_value(metric, recwarn):
+    a = (images(3, 3, 64, 64) + 1) / 2
+    contact_sheet(a, a, metric=metric)
+    assert len(recwarn.list) == 1
+    assert str(recwarn.pop(UserWarning).message).startswith("a and b are float tensors")
+    contact_sheet(a, [a[0], a[1], -a[2]], metric=metric)
+    assert not recwarn.list
+
+
 def test_files_are_written_whole_or_not_at_all(metric, tmp_path):
     a, b = image(64, 64), image(64, 64, seed=1)
     heatmap(a, b, metric=metric, path=tmp_path / "map.pdf")
