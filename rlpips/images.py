@@ -1,20 +1,21 @@
-"""Image files, arrays and tensors, brought to what the metric takes. Only this module knows file formats.
+"""Image files, arrays and tensors, converted to what the metric takes. Only this module knows file formats.
 
-Files are PNG, JPEG, WebP, AVIF (where Pillow reads it), JPEG 2000, TIFF, BMP, GIF, PPM, PGM or PBM, whatever
-their names end in. No other decoder of Pillow sees a file: that of EPS runs Ghostscript, and rare ones are
-little tested. What becomes of a file:
+The formats are PNG, JPEG, WebP, AVIF (where Pillow reads it), JPEG 2000, TIFF, BMP, GIF, PPM, PGM and PBM.
+The content of a file decides, not its suffix. Pillow's other decoders are switched off: the one for EPS runs
+Ghostscript, and rare ones are not well tested. How files are read:
 
-| file | outcome |
+| file | result |
 | --- | --- |
-| 8-bit RGB | as it is |
+| 8-bit RGB | unchanged |
 | grey, palette, black and white | converted to RGB |
-| alpha | dropped if all is opaque; else laid over a background, or refused without; `load_image` drops it |
-| 16 bits a channel | the higher 8 bits, as in `lpips` |
+| alpha, all pixels opaque | alpha is dropped |
+| alpha, some pixels transparent | drawn on a background; refused without one; `load_image` drops alpha |
+| 16 bits per channel | the higher 8 bits, as in `lpips` |
 | CMYK, YCbCr, HSV | converted to RGB, without colour profiles |
 | EXIF orientation | applied |
 | colour profile | ignored, as in `lpips` |
-| several frames | refused, but for MPO, a camera's JPEG with previews: its first |
-| float, 32-bit integer, Lab, raw (DNG) | refused: their range or rendering is not known |
+| several frames | refused; of MPO, a camera's JPEG with previews, the first frame is read |
+| float, 32-bit integer, Lab, raw (DNG) | refused, because their range or rendering is not known |
 | empty, truncated, not an image, another format, larger than Pillow's limit | refused |
 """
 
@@ -48,7 +49,7 @@ _FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000"]
 if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:
     _FORMATS.append("AVIF")
 
-# How the files of common formats begin, read here or not.
+# How files of common image formats begin, including formats that are not read here.
 _START = re.compile(
     rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-7Ff]\s|8BPS|qoif|\0\0[\1\2]\0"
     rb"|.{4}ftyp(?:avi|hei|hev|mif|msf)|\0{3}\x0c(?:jP|JXL) |\xffO\xffQ|\xff\x0a",
@@ -59,8 +60,11 @@ _START = re.compile(
 def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
     """Read an image file as an array `(H, W, 3)`, uint8, RGB.
 
-    8-bit files give what `lpips.load_image` gives, so the alpha of transparent pixels is dropped, of which a
-    warning tells; the module's table tells what becomes of others.
+    8-bit files give what `lpips.load_image` gives. This drops alpha, with a warning if there are transparent
+    pixels. The table in the module's docstring shows how other files are read.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,15 +76,18 @@ def load_image(path: str | PathLike[str]) -> npt.NDArray[np.uint8]:
 def read_image(
     path: str | PathLike[str], background: Colour | None = None, *, drop_alpha: bool = False
 ) -> npt.NDArray[np.uint8]:
-    """Read an image file as `load_image` does, but refuse transparent pixels.
+    """Read an image file as an array `(H, W, 3)`, uint8, RGB.
 
-    Unless there is a background, which they are laid over, or alpha is to be dropped.
+    Args:
+        path: the file.
+        background: the colour behind transparent pixels. Without it they are refused.
+        drop_alpha: drop alpha instead, as `load_image` does.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: the file is not an image that can be measured; the message names it and says why.
         MemoryError: there is not enough memory; the message names the file.
-        OSError: the file cannot be read now, such as for lack of permission; the message names it.
+        OSError: the file cannot be read now, for example because of its permissions; the message names it.
     """
     path = Path(path)
     if path.suffix.lower() == ".dng":
@@ -110,9 +117,10 @@ def read_image(
 
 
 def may_be_image(path: Path) -> bool:
-    """Tell whether a file begins as images do, or nothing can be told of it, as it is empty or not readable.
+    """Return False if a file begins like no common image format.
 
-    It says which files of a folder are other things: whether an image is whole, `load_image` finds out.
+    Empty and unreadable files return True, because they may have been images. Only the first bytes are read:
+    whether the image is complete shows when it is loaded.
     """
     try:
         with path.open("rb") as file:
@@ -125,18 +133,22 @@ def may_be_image(path: Path) -> bool:
 def to_rgb(
     image: Image.Image, background: Colour | None = None, *, drop_alpha: bool = False
 ) -> npt.NDArray[np.uint8]:
-    """Convert a Pillow image to an array `(H, W, 3)`, uint8, RGB, by the module's table.
+    """Convert a Pillow image to an array `(H, W, 3)`, uint8, RGB, as the table of the module says.
 
-    With `drop_alpha` transparent pixels have the colour that is stored for them, and a warning says so.
+    Args:
+        image: the image.
+        background: the colour behind transparent pixels. Without it they are refused.
+        drop_alpha: drop alpha instead. Transparent pixels then have the colour that is stored for them, and
+            there is a warning.
 
     Raises:
-        ImageError: it has several frames, transparent pixels but no background, or a mode whose range is not
-            known.
-        OSError: its file is truncated.
+        ImageError: the image has several frames, transparent pixels but no background, or a mode whose range
+            is not known.
+        OSError: the file of the image is truncated.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise ImageError(f"it has {frames} frames; extract the one to be measured")
+        raise ImageError(f"it has {frames} frames; extract the one to measure")
     image.load()
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
@@ -151,7 +163,7 @@ def to_rgb(
         upright = upright.convert("RGBA")
         transparent = upright.getchannel("A").getextrema()[0] != 255
         if transparent and drop_alpha:
-            warnings.warn(  # without the file's name, so that Python says it once
+            warnings.warn(  # without the file's name, so that Python shows it only once
                 "load_image drops alpha, as in lpips: transparent pixels have the colour that is stored for "
                 "them, which no viewer shows; flatten images on a background first",
                 UserWarning,
@@ -160,18 +172,21 @@ def to_rgb(
         elif transparent:
             if background is None:
                 raise ImageError(
-                    "it has transparent pixels, whose colour depends on what lies behind them; flatten it "
-                    "first, or pass rlpips.distance a background, such as background='white'"
+                    "it has transparent pixels, whose colour depends on what is behind them; flatten it on "
+                    "a background first, or pass one to rlpips.distance, such as background='white'"
                 )
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, background), upright)
     return np.array(upright.convert("RGB"))
 
 
 def opaque(colour: str | int | Sequence[int]) -> Colour:
-    """Read a colour: a name or code of Pillow's `ImageColor`, a grey level, or red, green and blue, to 255.
+    """Return the (red, green, blue) of a colour, in [0, 255].
+
+    Args:
+        colour: a name or code of Pillow's `ImageColor`, a grey level, or (red, green, blue), in [0, 255].
 
     Raises:
-        ValueError: it is none, or is not opaque.
+        ValueError: it is not a colour, or not opaque.
 
     >>> opaque("#ff8000"), opaque(128)
     ((255, 128, 0), (128, 128, 128))
@@ -195,7 +210,7 @@ def opaque(colour: str | int | Sequence[int]) -> Colour:
 
 
 def to_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """Encode an array `(H, W, 3)`, uint8, RGB, as the content of a PNG file, without loss."""
+    """Encode an array `(H, W, 3)`, uint8, RGB, as the content of a PNG file, which is lossless."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
@@ -204,24 +219,26 @@ def to_png(image: npt.NDArray[np.uint8]) -> bytes:
 def to_tensor(
     image: Any, name: str = "image", *, normalize: bool = False, background: Colour | None = None
 ) -> tuple[Tensor, bool]:
-    """Bring anything that holds images to a float32 tensor in [-1, 1].
+    """Convert a file, a Pillow image, an array or a tensor to a float32 tensor in [-1, 1].
 
     Args:
         image: a path; a Pillow image; an array `(H, W)`, `(H, W, C)` or `(N, H, W, C)`, uint8 or float in
             [0, 1]; or a tensor `(H, W)`, `(C, H, W)` or `(N, C, H, W)`, uint8 or float in [-1, 1]. C is 3 for
             RGB, or 1 for grey.
-        name: what error messages call it.
-        normalize: float tensors are in [0, 1], too.
-        background: what lies behind the transparent pixels of a file or a Pillow image.
+        name: the name of the argument in error messages.
+        normalize: float tensors are in [0, 1] instead of [-1, 1].
+        background: the colour behind the transparent pixels of a file or a Pillow image. Without it they are
+            refused.
 
     Returns:
-        A tensor `(N, 3, H, W)`, on the device of a tensor that was given, and whether it was a batch.
+        A tensor `(N, 3, H, W)`, on the device of the tensor that was given, or else the CPU; and whether a
+        batch was given.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: it is not an image that can be measured.
-        OSError: as from `load_image`.
-        TypeError: none of the above.
+        ImageError: the image cannot be read or measured; the message says why.
+        OSError: the file cannot be read now, for example because of its permissions.
+        TypeError: `image` is none of the above.
     """
     if isinstance(image, str | PathLike):
         image = read_image(image, background)
@@ -242,7 +259,7 @@ def to_tensor(
 
 
 def _from_array(array: Array, name: str) -> Tensor:
-    """Bring an array to a float32 tensor `(C, H, W)` or `(N, C, H, W)` in [-1, 1]."""
+    """Convert an array to a float32 tensor `(C, H, W)` or `(N, C, H, W)` in [-1, 1]."""
     given = array.shape
     if array.ndim == 2:
         array = array[:, :, None]
@@ -254,7 +271,7 @@ def _from_array(array: Array, name: str) -> Tensor:
         )
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ImageError(f"{name}: an array must be uint8, or float in [0, 1], got {array.dtype}")
-    # Computed by NumPy: PyTorch's threads would wait, busily, for the next file while this one decodes.
+    # NumPy computes this, because PyTorch's threads would go on spinning while the next file is decoded.
     values = array.astype(np.float32, order="C")
     if array.dtype == np.uint8:
         values /= 127.5
@@ -267,7 +284,7 @@ def _from_array(array: Array, name: str) -> Tensor:
 
 
 def _from_tensor(tensor: Tensor, name: str, normalize: bool) -> Tensor:
-    """Bring a tensor to float32, of the same shape, in [-1, 1]."""
+    """Convert a tensor to float32 in [-1, 1], of the same shape."""
     if tensor.ndim != 2 and (tensor.ndim not in (3, 4) or tensor.shape[-3] not in (1, 3)):
         last = tensor.ndim in (3, 4) and tensor.shape[-1] in (1, 3)
         raise ImageError(
@@ -287,10 +304,10 @@ def _from_tensor(tensor: Tensor, name: str, normalize: bool) -> Tensor:
 
 
 def _check_range(what: str, low: float, high: float, least: int) -> None:
-    """Refuse values that are not in [least, 1], but for what rounding leaves.
+    """Check that values lie in [least, 1], up to rounding.
 
     Raises:
-        ImageError: they are not.
+        ImageError: they do not.
     """
     if low != low:
         raise ImageError(f"{what} must lie in [{least}, 1], but it holds NaN")
@@ -299,7 +316,7 @@ def _check_range(what: str, low: float, high: float, least: int) -> None:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize `(N, 3, H, W)` to `size`, (height, width), bilinearly with antialiasing."""
+    """Resize `(N, 3, H, W)` to (height, width), bilinearly with antialiasing."""
     if tuple(images.shape[2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
