@@ -1,4 +1,4 @@
-"""Densities of distances, a panel for each metric: of robustness, of judged triplets and of judged pairs."""
+"""Figures of reports: densities of distances, with a panel for each metric."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,25 +6,31 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rlpips.evaluation.robustness_report import RobustnessReport
+from rlpips.evaluation.scores import Array, accuracy, jnd_score, margin
 from rlpips.plots.drawing import BLUE, COLOURS, GREY, INK, check_plot_file, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rlpips.evaluation.robustness_report import RobustnessReport
-
-Values = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class _Series:
-    """One kind of values in a panel: its label, its values, how it is drawn, a note on its median."""
+    """One kind of values in a panel.
+
+    Attributes:
+        label: stands at the left.
+        values: `(N,)`.
+        colour: of the density, the median and the label.
+        filled: draw the density as an area instead of a line.
+        dashed: draw the density as a dashed line.
+        note: stands behind the median.
+    """
 
     label: str
-    values: Values
+    values: Array
     colour: str
     filled: bool = False
     dashed: bool = False
@@ -33,59 +39,57 @@ class _Series:
 
 @dataclass(frozen=True)
 class _Panel:
-    """What is drawn of one metric."""
+    """What is drawn for one metric."""
 
     title: str
     series: list[_Series]
 
 
-def histograms(report: "RobustnessReport", path: str | PathLike[str]) -> "Figure":
-    """Draw the distances of a robustness report, a panel for each metric, and write them to a file.
+def histograms(report: RobustnessReport, path: str | PathLike[str]) -> "Figure":
+    """Draw the distances of a robustness report, with a panel for each metric, and write a file.
 
-    Each panel shows densities over the logarithm of the distance, scaled to one height: ordinary distortions
-    (grey), BYOL's augmentations, attacks on this metric (solid) and on the others, pooled (dashed). Above
-    them, medians and the middle halves of the same distances. All panels share one axis. The number over a
-    panel is the inflation by the strongest attack (see `RobustnessReport.inflation`).
+    Each panel shows densities on a logarithmic axis, scaled to the same height: ordinary distortions (grey),
+    BYOL's augmentations, attacks on this metric (solid) and on the other metrics together (dashed). Above
+    them are the medians and quartiles. All panels share one axis. The number over a panel is the inflation by
+    the strongest attack: the median attacked distance divided by the median distance of ordinary distortions.
 
     Args:
-        report: what `rlpips.robustness.robustness` returned.
-        path: a file ending in .png (300 dots per inch) or .pdf, written whole or not at all.
+        report: what `rlpips.evaluation.robustness` returned.
+        path: a file that ends in .png (300 dots per inch) or .pdf. It is written whole or not at all.
 
     Returns:
-        The figure: for each metric an axes labelled 'medians: METRIC' and one labelled 'densities: METRIC'.
+        The figure. For each metric it has axes with the labels 'medians: METRIC' and 'densities: METRIC'.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
         ValueError: the name ends neither in .png nor in .pdf.
     """
-    panels = {m: _Panel(_title(report, m), _series(report, m)) for m in report.metrics}
+    panels = {m: _Panel(_robustness_title(report, m), _robustness_series(report, m)) for m in report.metrics}
     return _draw(panels, "distance to the original image", path)
 
 
-def margins(judged: Mapping[str, Mapping[str, Sequence[Values]]], path: str | PathLike[str]) -> "Figure":
-    """Draw how clearly metrics judge triplets as people do, a panel for each metric, and write it to a file.
+def margins(judged: Mapping[str, Mapping[str, Sequence[Array]]], path: str | PathLike[str]) -> "Figure":
+    """Draw how clearly metrics agree with people on triplets, with a panel for each metric, and write a file.
 
-    Each panel shows densities over the ratio of two distances to the reference, on a logarithmic axis: that
-    of the image that people did not choose over that of the image they chose. Right of the line at 1 the
-    metric judges as people do; the share of triplets there is the accuracy, which stands beside the medians.
-    Triplets without a majority among the judges are left out.
+    Each panel shows densities of a ratio, on a logarithmic axis: the distance of the image that people did
+    not choose, divided by the distance of the image that they chose. Right of the line at 1 the metric agrees
+    with people. The share of triplets there is the accuracy, which stands beside the medians. Triplets on
+    which people are tied are left out.
 
     Args:
         judged: for each metric, and each case such as 'natural' or an attack, columns `d0`, `d1` and `judge`,
             each `(N,)`. The first case is drawn filled.
-        path: as for `histograms`.
+        path: a file that ends in .png (300 dots per inch) or .pdf. It is written whole or not at all.
 
     Returns:
-        The figure, with axes labelled as those of `histograms`.
+        The figure. For each metric it has axes with the labels 'medians: METRIC' and 'densities: METRIC'.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
         ValueError: the name ends neither in .png nor in .pdf.
     """
-    from rlpips.evaluation.scores import accuracy, margin
-
     panels = {}
     for metric, cases in judged.items():
         series = []
@@ -100,25 +104,24 @@ def margins(judged: Mapping[str, Mapping[str, Sequence[Values]]], path: str | Pa
     return _draw(panels, label, path, line=1.0)
 
 
-def agreement(judged: Mapping[str, Sequence[Values]], path: str | PathLike[str]) -> "Figure":
-    """Draw distances of pairs that look the same and of pairs that do not, a panel for each metric.
+def agreement(judged: Mapping[str, Sequence[Array]], path: str | PathLike[str]) -> "Figure":
+    """Draw distances of pairs that look the same and of pairs that do not, with a panel for each metric.
+
+    The number over a panel is the mean average precision (see `rlpips.evaluation.jnd_score`).
 
     Args:
-        judged: for each metric columns of distances and of the share of people who saw no difference, each
-            `(N,)`. Pairs on which people are tied are left out.
-        path: as for `histograms`.
+        judged: for each metric two columns, each `(N,)`: distances, and the share of people who saw no
+            difference. Pairs on which people are tied are left out.
+        path: a file that ends in .png (300 dots per inch) or .pdf. It is written whole or not at all.
 
     Returns:
-        The figure, with axes labelled as those of `histograms`. The number over a panel is the mean average
-        precision (see `rlpips.evaluation.jnd_score`).
+        The figure. For each metric it has axes with the labels 'medians: METRIC' and 'densities: METRIC'.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
         ValueError: the name ends neither in .png nor in .pdf.
     """
-    from rlpips.evaluation.scores import jnd_score
-
     panels = {}
     for metric, (d, same) in judged.items():
         series = [
@@ -132,11 +135,11 @@ def agreement(judged: Mapping[str, Sequence[Values]], path: str | PathLike[str])
 def _draw(
     panels: Mapping[str, _Panel], label: str, path: str | PathLike[str], line: float | None = None
 ) -> "Figure":
-    """Draw panels side by side on one axis, with a line between right and wrong, and write the file."""
+    """Draw panels side by side with a common axis, and a vertical line if one is given; write the file."""
     check_plot_file(path)
     rows = len(next(iter(panels.values())).series)
     groups = [each.values for panel in panels.values() for each in panel.series]
-    edges = _edges(groups) if line is None else _edges_around(line, groups)
+    edges = _bin_edges(groups) if line is None else _bin_edges_around(line, groups)
     height = 0.45 + 0.17 * rows + 1.75
     figure = new_figure(1.65 + 2.3 * len(panels), height, layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=[0.17 * rows, 1.45])
@@ -156,8 +159,8 @@ def _draw(
     return figure
 
 
-def _series(report: "RobustnessReport", metric: str) -> list[_Series]:
-    """Return what a panel shows; all panels of a report have the same rows."""
+def _robustness_series(report: RobustnessReport, metric: str) -> list[_Series]:
+    """Return what the panel of a metric shows. All panels of a report have the same rows."""
     series = [
         _Series("ordinary distortions", report.ordinary(metric), GREY, filled=True),
         _Series("BYOL augmentations", report.augmented[metric], BLUE),
@@ -172,33 +175,33 @@ def _series(report: "RobustnessReport", metric: str) -> list[_Series]:
     return series
 
 
-def _edges(groups: Sequence[Values]) -> Values:
-    """Return the edges of bins, equally wide in the logarithm, for all panels."""
+def _bin_edges(groups: Sequence[Array]) -> Array:
+    """Return the edges of the bins of all panels, equally wide on a logarithmic axis."""
     values = np.concatenate(groups)
     positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):
         return np.geomspace(1e-3, 1, 25)
-    # A few images at almost no distance must not squeeze all others into a corner: they join the first bin.
+    # A few distances near 0 must not squeeze all others into a corner. They go to the first bin.
     low = max(positive.min(), np.quantile(positive, 0.01) / 1.5, positive.max() / 1e4)
     fewest = min(map(len, groups))
     bins = int(np.clip(8 * fewest**0.3, 16, 48))
     return np.geomspace(low / 1.05, positive.max() * 1.05, bins + 1)
 
 
-def _edges_around(line: float, groups: Sequence[Values]) -> Values:
-    """Return edges, equally wide in the logarithm, of which one is the line, so that no bin straddles it."""
+def _bin_edges_around(line: float, groups: Sequence[Array]) -> Array:
+    """Return edges of bins, equally wide on a logarithmic axis; the line is one of them."""
     logs = [np.log(values / line) for values in groups if len(values)]
-    # What lies beyond joins the outermost bins: few values, of every group.
+    # The few values beyond go to the outermost bins.
     lowest = min((float(np.quantile(each, 0.03)) for each in logs), default=0)
     highest = max((float(np.quantile(each, 0.97)) for each in logs), default=0)
     low, high = np.clip(lowest, -np.log(100), -np.log(2)), np.clip(highest, np.log(4), np.log(100))
     width = (high - low) / float(np.clip(5 * min(map(len, groups)) ** 0.3, 16, 48))
     steps = np.arange(np.floor(low / width), np.ceil(high / width) + 1)
-    edges: Values = line * np.exp(width * steps)
+    edges: Array = line * np.exp(width * steps)
     return edges
 
 
-def _draw_densities(axes: "Axes", series: Sequence[_Series], edges: Values) -> None:
+def _draw_densities(axes: "Axes", series: Sequence[_Series], edges: Array) -> None:
     for each in series:
         counts, _ = np.histogram(np.clip(each.values, edges[0], edges[-1]), edges)
         density = counts / max(1, counts.max())
@@ -217,8 +220,8 @@ def _draw_densities(axes: "Axes", series: Sequence[_Series], edges: Values) -> N
     axes.spines[["left", "right", "top"]].set_visible(False)
 
 
-def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges: Values) -> None:
-    """Draw a row for each series: its middle half as a bar, its median as a dot with the number."""
+def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges: Array) -> None:
+    """Draw a row for each series: a bar between the quartiles, and a dot and a number for the median."""
     middle = float(np.sqrt(edges[0] * edges[-1]))
     for row, each in enumerate(series):
         if not len(each.values):
@@ -251,8 +254,8 @@ def _draw_medians(axes: "Axes", series: Sequence[_Series], *, first: bool, edges
     axes.spines[:].set_visible(False)
 
 
-def _label_decades(axes: "Axes", edges: Values) -> None:
-    """Label the axis with plain numbers, few enough to be read."""
+def _label_decades(axes: "Axes", edges: Array) -> None:
+    """Label the axis with plain numbers, few enough to read."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     steps = (1,) if edges[-1] / edges[0] > 300 else (1, 3) if edges[-1] / edges[0] > 8 else (1, 2, 5)
@@ -264,14 +267,14 @@ def _label_decades(axes: "Axes", edges: Values) -> None:
 
 
 def _short(label: str) -> str:
-    """Keep the end of a label that is wider than a panel, such as the path of a checkpoint."""
+    """Cut the beginning of a label that is wider than a panel, such as the path of a checkpoint."""
     return label if len(label) <= 34 else f"…{label[-33:]}"
 
 
-def _median(series: _Series, edges: Values) -> Any:
+def _median(series: _Series, edges: Array) -> Any:
     return np.clip(np.median(series.values), edges[0], edges[-1])
 
 
-def _title(report: "RobustnessReport", metric: str) -> str:
+def _robustness_title(report: RobustnessReport, metric: str) -> str:
     inflation = max(report.inflation(metric, attack) for attack in report.attacks)
     return f"{metric}\ninflation {inflation:#.3g}"
