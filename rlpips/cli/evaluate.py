@@ -180,7 +180,6 @@ def _two_afc(options: argparse.Namespace) -> int:
     from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import accuracy, margin, mean_of, two_afc_score
     from rlpips.evaluation.worst_examples import WorstImages
-    from rlpips.system.processes import Processes
 
     attacks = {text: parse_attack(text, seed=options.seed) for text in options.attack}
     cases = [("none", "-")] + [(attack, perturb) for attack in attacks for perturb in options.perturb]
@@ -203,7 +202,7 @@ def _two_afc(options: argparse.Namespace) -> int:
             worst=worst,
             progress=progress,
         )
-        return Measurements({"d0": d0, "d1": d1, "judge": judge}, worst.images(Processes.current()))
+        return Measurements({"d0": d0, "d1": d1, "judge": judge}, worst.images())
 
     def picture(item: Mapping[str, Any], attacked: "Image | None", perturb: str) -> "list[Image]":
         images = {"ref": item["ref"].numpy(), "x0": item["p0"].numpy(), "x1": item["p1"].numpy()}

@@ -172,14 +172,14 @@ def _save_worst(
 ) -> None:
     """Write the worst examples as `FOLDER/METRIC/CASE/RANK-SUBSET-NAME.png`."""
     from rlpips.evaluation.pictures import file_names, save_side_by_side
-    from rlpips.evaluation.worst_examples import worst
+    from rlpips.evaluation.worst_examples import worst_positions
 
     metrics = file_names(list(pooled))
     for metric, cases in pooled.items():
         names = file_names(list(cases))
         for case, (measured, rows, perturb) in cases.items():
             badness = report.badness(*(measured.columns[name] for name in report.columns))
-            for rank, k in enumerate(worst(badness), 1):
+            for rank, k in enumerate(worst_positions(badness), 1):
                 example = dataset.name_of(rows[k]).replace("/", "-")
                 path = folder / metrics[metric] / names[case] / f"{rank}-{example}.png"
                 images = report.picture(dataset[rows[k]], measured.images.get(rows[k]), perturb)

@@ -2,6 +2,7 @@
 
 from rlpips.evaluation.figures import agreement, histograms, margins
 from rlpips.evaluation.judgement_measurement import measure_2afc, measure_jnd
+from rlpips.evaluation.result_cache import ResultCache
 from rlpips.evaluation.robustness_measurement import robustness
 from rlpips.evaluation.robustness_report import RobustnessReport
 from rlpips.evaluation.scores import (
@@ -14,10 +15,13 @@ from rlpips.evaluation.scores import (
     mean_of,
     two_afc_score,
 )
+from rlpips.evaluation.worst_examples import WorstImages
 
 __all__ = [
+    "ResultCache",
     "RobustnessReport",
     "Score",
+    "WorstImages",
     "accuracy",
     "agreement",
     "bootstrap",

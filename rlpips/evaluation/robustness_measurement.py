@@ -206,7 +206,7 @@ class _Measurer:
             self._report(image_ids.stop)
         batches = processes.gather(own)
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        return Measurements(columns, worst.images(processes))
+        return Measurements(columns, worst.images())
 
     def end_round(self) -> None:
         """Report the round as done, whoever measured it, and begin the next."""

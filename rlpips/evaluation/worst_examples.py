@@ -9,17 +9,17 @@ from torch import Tensor
 from rlpips.evaluation.pictures import Image
 from rlpips.system.processes import Processes
 
-WORST = 5  # how many are kept
+WORST = 5  # how many images are kept
 
 
-def worst(values: npt.NDArray[np.float64]) -> list[int]:
+def worst_positions(values: npt.NDArray[np.float64]) -> list[int]:
     """Return the positions of the largest values, the largest first, without NaN."""
     order = np.argsort(-values, kind="stable")[:WORST]
     return [int(i) for i in order if not np.isnan(values[i])]
 
 
 class WorstImages:
-    """The images with the largest values among all that were added. It keeps no others in memory."""
+    """Keeps the 5 images with the largest values among all that are added."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[float, int, Image]] = []  # minus the value, position, image
@@ -32,11 +32,15 @@ class WorstImages:
             values: how bad each is, `(N,)`.
             images: `(N, 3, H, W)` in [-1, 1].
         """
-        new = [(-float(values[i]), image_ids[i], images[i].float().cpu().numpy()) for i in worst(values)]
+        new = [
+            (-float(values[i]), image_ids[i], images[i].float().cpu().numpy())
+            for i in worst_positions(values)
+        ]
         self._kept = sorted([*self._kept, *new], key=lambda example: example[:2])[:WORST]
 
-    def images(self, processes: Processes) -> dict[int, Image]:
-        """Return the worst images of all processes by position, the worst first."""
+    def images(self) -> dict[int, Image]:
+        """Return the worst images by position, the worst first; all processes of a group must call this."""
+        processes = Processes.current()
         found = [each for kept in processes.gather({processes.rank: self._kept}) for each in kept]
         best = sorted(found, key=lambda example: example[:2])[:WORST]
         return {image_id: image for _, image_id, image in best}
