@@ -1,4 +1,4 @@
-"""The exceptions of the package, one for each cause that a caller handles differently, and their wording."""
+"""The exceptions of the package, one for each cause that a caller handles differently."""
 
 import errno
 from typing import TypeGuard
@@ -6,6 +6,7 @@ from typing import TypeGuard
 __all__ = [
     "CheckpointError",
     "DatasetError",
+    "DownloadError",
     "ImageError",
     "MissingExtraError",
     "UndefinedDistanceError",
@@ -19,6 +20,10 @@ class CheckpointError(ValueError):
 
 class WeightsUnavailableError(RuntimeError):
     """Weights are not on this machine and could not be downloaded, or this user may not read them."""
+
+
+class DownloadError(OSError):
+    """A file could not be downloaded from any of its addresses. The message gives the reason for each."""
 
 
 class ImageError(ValueError):

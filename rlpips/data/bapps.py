@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 
 from rlpips.data.judgements import JND, TwoAFC, list_visible
-from rlpips.errors import DatasetError, printable
+from rlpips.errors import DatasetError, DownloadError, printable
 from rlpips.hub import downloads
 from rlpips.system import locks, shared_folders
 from rlpips.system.progress import progress
@@ -63,7 +63,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
 
     Raises:
         DatasetError: the archive is damaged, unsafe or something else. It is then deleted.
-        DownloadError: it could not be fetched, `RLPIPS_OFFLINE` forbids it, or the disk is full.
+        DownloadError: it could not be downloaded, `RLPIPS_OFFLINE` forbids it, or the disk is full.
         PermissionError: the lock or the folder belongs to another user.
         ValueError: the name is unknown.
     """
@@ -82,7 +82,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
     if complete():
         return folder
     if downloads.offline() and not file.exists():
-        raise downloads.DownloadError(
+        raise DownloadError(
             f"{name} is not in {folder}, and RLPIPS_OFFLINE forbids the network; "
             f"copy {url} there yourself and call this again"
         )
@@ -99,7 +99,7 @@ def download(name: str, folder: str | PathLike[str], *, url: str | None = None) 
             raise
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise downloads.DownloadError(
+                raise DownloadError(
                     f"the disk is full: {folder} cannot hold what {file} unpacks to; "
                     "free some space, or choose a folder on another disk"
                 ) from error

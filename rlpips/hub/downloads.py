@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from rlpips.errors import printable
+from rlpips.errors import DownloadError, printable
 from rlpips.hub.digests import file_digest, matches
 from rlpips.system import shared_folders
 from rlpips.system.progress import progress
@@ -46,10 +46,6 @@ _AHEAD = 16  # chunks that may wait to be written
 def offline() -> bool:
     """Tell whether `RLPIPS_OFFLINE` forbids the network."""
     return os.environ.get("RLPIPS_OFFLINE", "").lower() not in ("", "0", "false", "no")
-
-
-class DownloadError(OSError):
-    """A file could not be downloaded from any of its URLs. The message gives the reason for each."""
 
 
 class _Refused(Exception):  # noqa: N818
