@@ -105,7 +105,7 @@ def uniform_noise(values: Values, strength: float, rng: np.random.Generator) -> 
 
 @_distortion("salt-and-pepper")
 def salt_and_pepper(values: Values, strength: float, rng: np.random.Generator) -> Values:
-    """Make some pixels black or white. A higher strength also changes those of a lower one."""
+    """Make some pixels black or white. A higher strength also changes the pixels of a lower one."""
     hit = rng.random((*values.shape[:2], 1)) < 0.12 * strength
     return np.where(hit, rng.integers(0, 2, hit.shape).astype(float), values)
 
