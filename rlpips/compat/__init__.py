@@ -1,15 +1,10 @@
 """The names that only the `lpips` package has."""
 
-from rlpips.compat.names import (
-    DSSIM,
-    L2,
-    BCERankingLoss,
-    FakeNet,
+from rlpips.compat.arrays import (
     dssim,
     im2tensor,
     l2,
     np2tensor,
-    print_network,
     psnr,
     rgb2lab,
     tensor2im,
@@ -18,6 +13,7 @@ from rlpips.compat.names import (
     tensor2vec,
     tensorlab2tensor,
 )
+from rlpips.compat.modules import DSSIM, L2, BCERankingLoss, FakeNet, print_network
 from rlpips.compat.scores import score_2afc_dataset, score_jnd_dataset
 from rlpips.compat.trainer import Trainer
 from rlpips.evaluation.scores import voc_ap

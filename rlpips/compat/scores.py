@@ -1,4 +1,4 @@
-"""The scores of `lpips`, which take any loader and any distance function."""
+"""The functions of `lpips` that score any distance function on the batches of any loader."""
 
 from collections.abc import Callable, Iterator, Mapping
 from operator import length_hint
@@ -15,7 +15,7 @@ from rlpips.system.progress import progress
 
 
 def _loaded(data_loader: Any, name: str) -> Iterator[Mapping[str, Tensor]]:
-    """Go through the batches of a loader, which `load_data()` gives where there is such a method."""
+    """Yield the batches of a loader, or of its `load_data()` if it has that method, with a progress bar."""
     load = getattr(data_loader, "load_data", None)
     batches = data_loader if load is None else load()
     with progress(name, total=length_hint(batches) or None, unit="batch") as bar:
@@ -38,18 +38,18 @@ def _check_defined(func: Metric, distances: Array) -> None:
 def score_2afc_dataset(
     data_loader: Any, func: Callable[[Tensor, Tensor], Any], name: str = ""
 ) -> tuple[float, dict[str, Array]]:
-    """Score a distance function by 2AFC, with the interface of `lpips`.
+    """Score a distance function by 2AFC: how often it agrees with people about the nearer of two images.
 
     Args:
-        data_loader: gives batches with `ref`, `p0`, `p1` and `judge`; or has `load_data()`, which does.
+        data_loader: yields batches with `ref`, `p0`, `p1` and `judge`; or its `load_data()` does.
         func: maps two batches of images to N distances.
         name: title of the progress bar.
 
     Returns:
-        The score, and a dictionary of `d0s`, `d1s`, `gts` (judgements) and `scores`, each `(N,)`.
+        The score in [0, 1], and a dictionary of `d0s`, `d1s`, `gts` (judgements) and `scores`, each `(N,)`.
 
     Raises:
-        UndefinedDistanceError: a distance is NaN; the error numbers the example.
+        UndefinedDistanceError: a distance is NaN. The error has the number of the example.
     """
     rows = [
         (_flat(func(data["ref"], data["p0"])), _flat(func(data["ref"], data["p1"])), _flat(data["judge"]))
@@ -64,18 +64,18 @@ def score_2afc_dataset(
 def score_jnd_dataset(
     data_loader: Any, func: Callable[[Tensor, Tensor], Any], name: str = ""
 ) -> tuple[float, dict[str, Array]]:
-    """Score a distance function by JND, with the interface of `lpips`.
+    """Score a distance function by JND: how well it separates pairs that people found to be the same.
 
     Args:
-        data_loader: gives batches with `p0`, `p1` and `same`; or has `load_data()`, which does.
+        data_loader: yields batches with `p0`, `p1` and `same`; or its `load_data()` does.
         func: maps two batches of images to N distances.
         name: title of the progress bar.
 
     Returns:
-        The score, and a dictionary of `ds` and `sames`, each `(N,)`.
+        The score, a mean average precision in [0, 1], and a dictionary of `ds` and `sames`, each `(N,)`.
 
     Raises:
-        UndefinedDistanceError: a distance is NaN; the error numbers the example.
+        UndefinedDistanceError: a distance is NaN. The error has the number of the example.
     """
     rows = [(_flat(func(data["p0"], data["p1"])), _flat(data["same"])) for data in _loaded(data_loader, name)]
     ds, sames = (np.concatenate(column) for column in zip(*rows, strict=True))

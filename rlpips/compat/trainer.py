@@ -1,6 +1,6 @@
 """`lpips.Trainer`, for scripts that call it, such as PerceptualSimilarity's `train.py`.
 
-New code is better off with `rlpips train`, or `rlpips.training.train`, which resume and attack.
+New code should call `rlpips.training.train` or `rlpips train`, which can resume a run and attack the metric.
 """
 
 import logging
@@ -15,24 +15,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rlpips.compat.names import DSSIM, L2, BCERankingLoss, tensor2im
+from rlpips.compat.arrays import tensor2im
+from rlpips.compat.modules import DSSIM, L2, BCERankingLoss
 from rlpips.hub.tensorfiles import load_tensors
 from rlpips.metric.lpips import LPIPS
 from rlpips.training.optimisation import clamp_heads
 
 logger = logging.getLogger("rlpips")
 
-_SHOWN = 256  # pixels to which pictures are enlarged
+_PICTURE_HEIGHT = 256  # pixels
 
 
 class Trainer:
-    """Trains or only holds a distance, with the interface of `lpips.Trainer`; `initialize` comes first.
+    """Trains a distance, or only computes it, like `lpips.Trainer`. Call `initialize` first.
 
     Attributes:
         net: the distance.
-        rankLoss: the loss with its ranking network, in training.
-        optimizer_net: Adam, in training.
-        save_dir: the folder of `load_network` and `save_done`.
+        rankLoss: the loss and its ranking network; only for training.
+        optimizer_net: Adam; only for training.
+        save_dir: the folder that `load_network` reads from and `save_done` writes to.
         image_paths: what `get_image_paths` returns.
     """
 
@@ -46,7 +47,7 @@ class Trainer:
     image_paths: Sequence[str] = ()
 
     def name(self) -> str:
-        """Return what the model calls itself, such as 'lpips [alex]'."""
+        """Return the name of the model, such as 'lpips [alex]'."""
         return self.model_name
 
     def initialize(
@@ -66,27 +67,28 @@ class Trainer:
         version: str = "0.1",
         gpu_ids: Sequence[int] = (0,),
     ) -> None:
-        """Build the distance, and in training its loss and optimizer.
+        """Build the distance, and for training its loss and optimizer.
 
         Args:
-            model: 'lpips'; 'baseline', without heads; 'L2' or 'SSIM', which are classical.
-            net: the backbone of the first two, 'alex', 'vgg' or 'squeeze'.
-            colorspace: of the classical ones, 'Lab' or 'RGB'.
-            pnet_rand: a random backbone.
+            model: 'lpips'; 'baseline', which has no heads; or a classical distance, 'L2' or 'SSIM'.
+            net: the backbone of 'lpips' and 'baseline': 'alex', 'vgg' or 'squeeze'.
+            colorspace: the colour space of 'L2' and 'SSIM': 'Lab' or 'RGB'.
+            pnet_rand: use a random backbone.
             pnet_tune: train the backbone, too.
-            model_path: a checkpoint file.
+            model_path: a checkpoint file to load.
             use_gpu: compute on CUDA devices.
             printNet: log the network, at level INFO.
-            spatial: maps of distances.
-            is_train: start with random heads, to train them.
+            spatial: return a map of distances instead of one number.
+            is_train: start with random heads, and train them.
             lr: learning rate of Adam.
-            beta1: of Adam.
-            version: of LPIPS, '0.1' or '0.0'.
-            gpu_ids: which devices; a batch is split over several.
+            beta1: beta1 of Adam.
+            version: version of LPIPS, '0.1' or '0.0'.
+            gpu_ids: the CUDA devices. With several, each batch is split over them.
 
         Raises:
-            ValueError: an argument is unknown.
-            CheckpointError, WeightsUnavailableError: as from `rlpips.LPIPS`.
+            ValueError: an argument has an unknown value.
+            CheckpointError: `model_path` is not a checkpoint of this network, or is damaged.
+            WeightsUnavailableError: weights are not on this machine and cannot be fetched.
         """
         self.use_gpu, self.gpu_ids = use_gpu, list(gpu_ids)
         self.device = torch.device("cuda", self.gpu_ids[0]) if use_gpu else torch.device("cpu")
@@ -123,15 +125,15 @@ class Trainer:
         if use_gpu and len(self.gpu_ids) > 1:
             self.net = nn.DataParallel(self.net, device_ids=self.gpu_ids)
         if printNet:
-            logger.info("%s", nn.Module.__repr__(self._bare))  # with all its parts, as in lpips
+            logger.info("%s", nn.Module.__repr__(self._bare_net))  # with all its modules, as in lpips
 
     @property
-    def _bare(self) -> Any:
-        """The distance, without what splits batches."""
+    def _bare_net(self) -> Any:
+        """The distance, without `DataParallel` around it."""
         return self.net.module if isinstance(self.net, nn.DataParallel) else self.net
 
     def forward(self, in0: Tensor, in1: Tensor, retPerLayer: bool = False) -> Any:
-        """Measure the distances between two batches `(N, 3, H, W)` in [-1, 1], as the model does."""
+        """Measure the distances between two batches `(N, 3, H, W)` in [-1, 1]."""
         return self.net(in0, in1, retPerLayer=retPerLayer)
 
     def set_input(self, data: Mapping[str, Any]) -> None:
@@ -163,31 +165,31 @@ class Trainer:
         self.loss_total.mean().backward()  # type: ignore[no-untyped-call]
 
     def clamp_weights(self) -> None:
-        """Keep the heads from becoming negative.
+        """Clamp the weights of the heads at 0, so that distances cannot become negative.
 
-        Unlike in `lpips`, SqueezeNet's own 1x1 convolutions are left alone.
+        `lpips` also clamps the 1x1 convolutions of SqueezeNet; this does not.
         """
-        if getattr(self._bare, "lpips", False):
-            clamp_heads(self._bare)
+        if getattr(self._bare_net, "lpips", False):
+            clamp_heads(self._bare_net)
 
     def compute_accuracy(self, d0: Tensor, d1: Tensor, judge: Tensor) -> npt.NDArray[Any]:
-        """Return the share of judges who chose as the distances do, `(N,)`; ties count for the first."""
+        """Return the share of people who chose as the distances do, `(N,)`; a tie chooses the first."""
         second = (d1 < d0).flatten().cpu().numpy()
         share = judge.flatten().cpu().numpy()
         return np.where(second, share, 1 - share)
 
     def get_current_errors(self) -> "OrderedDict[str, Any]":
-        """Return the loss and the accuracy of the latest batch, `loss_total` and `acc_r`."""
+        """Return the loss and the accuracy of the latest batch, as `loss_total` and `acc_r`."""
         return OrderedDict(loss_total=np.float32(self.loss_total.item()), acc_r=np.mean(self.acc_r))
 
     def get_current_visuals(self) -> "OrderedDict[str, npt.NDArray[np.uint8]]":
-        """Return the latest batch's first `ref`, `p0` and `p1`, enlarged to a height of 256, as bytes."""
+        """Return the first `ref`, `p0` and `p1` of the latest batch as uint8 arrays of height 256."""
         images = {"ref": self.var_ref, "p0": self.var_p0, "p1": self.var_p1}
         return OrderedDict((name, _enlarged(tensor2im(image))) for name, image in images.items())
 
     def save(self, path: str | PathLike[str], label: str | int) -> None:
-        """Write `PATH/LABEL_net_.pth`, and in training `PATH/LABEL_net_rank.pth` for the ranking network."""
-        self.save_network(self._bare, path, "", label)
+        """Write `PATH/LABEL_net_.pth`, and in training the ranking network, `PATH/LABEL_net_rank.pth`."""
+        self.save_network(self._bare_net, path, "", label)
         if self.is_train:
             self.save_network(self.rankLoss.net, path, "rank", label)
 
@@ -198,18 +200,18 @@ class Trainer:
         torch.save(network.state_dict(), Path(path) / f"{epoch_label}_net_{network_label}.pth")
 
     def load_network(self, network: nn.Module, network_label: str, epoch_label: str | int) -> None:
-        """Read what `save_network` wrote to the folder `save_dir`.
+        """Read a network that `save_network` wrote to the folder `save_dir`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: it is not a PyTorch file, or is damaged.
+            CheckpointError: it is not a PyTorch file, or it is damaged.
         """
         path = Path(self.save_dir) / f"{epoch_label}_net_{network_label}.pth"
         logger.info("loading %s", path)
         network.load_state_dict(load_tensors(path))
 
     def update_learning_rate(self, nepoch_decay: float) -> None:
-        """Lower the learning rate by its first value's `nepoch_decay`-th part."""
+        """Lower the learning rate by `lr / nepoch_decay`, with the `lr` given to `initialize`."""
         lr = self.old_lr - self.lr / nepoch_decay
         for group in self.optimizer_net.param_groups:
             group["lr"] = lr
@@ -221,17 +223,17 @@ class Trainer:
         return self.image_paths
 
     def save_done(self, flag: bool = False) -> None:
-        """Write a flag to `done_flag.npy` and, as text, to `done_flag` in the folder `save_dir`."""
+        """Write a flag to the folder `save_dir`: to `done_flag.npy`, and as text to `done_flag`."""
         path = Path(self.save_dir) / "done_flag"
         np.save(path, flag)
         path.write_text(f"{int(flag)}\n")
 
 
 def _enlarged(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Repeat pixels of `(H, W, 3)` as SciPy's `zoom` does, whose first and last are those of the image."""
+    """Enlarge an image `(H, W, 3)` by repeating pixels, as SciPy's `zoom` with order 0 does in `lpips`."""
     places = []
     for length in image.shape[:2]:
-        count = round(length * _SHOWN / image.shape[0])
+        count = round(length * _PICTURE_HEIGHT / image.shape[0])
         places.append(np.floor(np.linspace(0, length - 1, count) + 0.5).astype(int))
     enlarged: npt.NDArray[Any] = image[np.ix_(*places)]
     return enlarged
