@@ -13,8 +13,13 @@ import torch
 from rlpips.cli import commands as cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 pytestmark = pytest.mark.skipif(not PAGES, reason="needs the source tree")
+
+
+def name_of(page):
+    """Name a page in the tests' list."""
+    return page.stem if page.parent.name == "docs" else f"{page.parent.name}-{page.stem}"
 
 
 def blocks(page, *languages):
@@ -33,9 +38,7 @@ def folder(tmp_path, monkeypatch, real_weights, weights):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if blocks(p, "python", "pycon", "console")], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python", "pycon", "console")], ids=name_of)
 def test_a_page_does_what_it_says(page, folder, capsys):
     scope = {}
     torch.manual_seed(0)
@@ -65,24 +68,49 @@ def commands(page):
                 yield words[words.index("rlpips") + 1 :]
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "README.md", ROOT / "weights" / "README.md"], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "weights" / "README.md"], ids=name_of)
 def test_commands_are_ones_that_exist(page):
     for arguments in commands(page):
         cli._parser().parse_args(arguments)
 
 
-def test_the_reference_has_a_page_for_every_module_of_public_names():
-    pages = set(re.findall(r"api/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())) - {"index"}
+def test_the_reference_has_a_page_for_every_folder_and_module_with_public_names():
+    pages = {page.stem for page in (ROOT / "docs" / "api").glob("*.md")} - {"index"}
+    assert pages == set(re.findall(r"api/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())) - {"index"}
     stub = (ROOT / "rlpips" / "__init__.pyi").read_text()
-    assert pages >= set(re.findall(r"from \.(?: import )?([a-z]\w*)", stub))
+    assert pages >= set(re.findall(r"from \. import (\w+)", stub))
+    assert pages >= set(re.findall(r"from \.([a-z]\w*) import", stub))
     for page in pages:
-        module = importlib.import_module(f"rlpips.{page}")
-        assert module.__doc__
+        assert importlib.import_module(f"rlpips.{page}").__doc__
+        assert f"\n::: rlpips.{page}\n" in (ROOT / "docs" / "api" / f"{page}.md").read_text()
+
+
+def test_a_public_name_is_in_one_folder_only():
+    found = {}
+    for page in (ROOT / "docs" / "api").glob("[!i]*.md"):
+        module = importlib.import_module(f"rlpips.{page.stem}")
+        for name in getattr(module, "__all__", ()):
+            found.setdefault(id(getattr(module, name)), []).append(f"{page.stem}.{name}")
+    assert [places for places in found.values() if len(places) > 1] == []
+
+
+def rows(page):
+    """Return the rows of the tables of a page, as lists of cells."""
+    lines = [line.strip("| ") for line in page.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_benchmarks():
+    measured = rows(ROOT / "docs" / "benchmarks.md")
+    checked = 0
+    for _, *cells in rows(ROOT / "README.md"):
+        if re.match(r"\d", cells[0]):
+            assert any(row[1 : len(cells) + 1] == cells for row in measured), cells
+            checked += 1
+    assert checked >= 6
 
 
 def test_links_from_outside_the_site_lead_somewhere():
-    for page in [*ROOT.glob("*.md"), ROOT / "weights" / "README.md"]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "weights" / "README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
