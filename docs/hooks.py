@@ -121,6 +121,7 @@ def _public_names() -> dict[str, dict[str, str]]:
                 for name, member in module.members.items()
                 if not name.startswith("_") and not member.is_alias and not member.is_attribute
             ]
+            assert names, f"rlpips/{path.stem} has no public names"
             found[module.path] = {str(name): _first_line(module[str(name)]) for name in names}
     return found
 
@@ -134,14 +135,17 @@ def _first_line(item: Any) -> str:
 def _table_of_names() -> str:
     """Make a table of the public names of each folder and module, in the order of the site's reference."""
     stub = (_ROOT / "rlpips" / "__init__.pyi").read_text()
-    at_top = set(re.findall(r"^ *(?:from .* import )?(\w+) as \1\b", stub, re.M))
+    at_top = {
+        (module, name)
+        for module, names in re.findall(r"^from \.(\w+) import \(?([\w\s,]*)\)?$", stub, re.M)
+        for name in re.findall(r"(\w+) as", names)
+    }
     parts = []
     for page in re.findall(r"api/(?!index)(\w+)\.md", (_ROOT / "mkdocs.yml").read_text()):
         module = f"rlpips.{page}"
         parts.append(f"## [`{module}`]({page}.md)\n\n| name | is |\n| --- | --- |")
         for name, what in _public_names()[module].items():
-            short = " *" if name in at_top else ""
-            what = what.replace("|", "\\|")
+            short = " *" if (page, name) in at_top else ""
             parts[-1] += f"\n| [`{name}`]({page}.md#{module}.{name}){short} | {what} |"
     return "\n\n".join(parts)
 
