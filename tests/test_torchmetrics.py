@@ -565,10 +565,9 @@ def test_without_torchmetrics_the_extra_is_named(tmp_path):
     assert "pip install 'rlpips[torchmetrics]'" in done.stdout, done.stderr
 
 
-def test_the_snippet_of_the_readme_does_what_it_says():
-    section = (ROOT / "README.md").read_text().partition("### In a torchmetrics pipeline\n")[2]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-    x, y = images(3, 3, 64, 64), images(3, 3, 64, 64, seed=1)
-    scope = {"loader": [((x[:2] + 1) / 2, (y[:2] + 1) / 2), ((x[2:] + 1) / 2, (y[2:] + 1) / 2)]}
-    exec(code, scope)
+def test_the_snippet_of_the_guide_does_what_it_says():
+    section = (ROOT / "docs" / "torchmetrics.md").read_text().partition("## In a torchmetrics pipeline\n")[2]
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], scope)
+    x, y = (2 * torch.cat(images) - 1 for images in zip(*scope["loader"], strict=True))
     assert torch.allclose(scope["value"], rlpips.LPIPS(weights="robust")(x, y).mean())

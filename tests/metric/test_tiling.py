@@ -192,17 +192,18 @@ def test_real_photos_measure_as_with_lpips(real_peers, shared):
     assert difference(ours(photo, noisy, tile=128), expected) <= 1e-6
 
 
-def test_the_snippet_of_the_readme_does_what_it_says():
-    section = (ROOT / "README.md").read_text().partition("### Huge images\n")[2]
+def test_the_snippet_of_the_guide_does_what_it_says():
+    section = (ROOT / "docs" / "losses.md").read_text().partition("## Huge images\n")[2]
     code = re.match(r"\n```python\n(.*?)```", section, re.DOTALL)[1]
     metric, _ = peers("alex")
-    x, y = pair(metric, (1, 3, 40, 900))
-    expected = metric(x, y)
-    gradient = torch.autograd.grad(expected.mean(), x)[0]
-    scope = {"metric": metric, "x": x, "y": y}
+    _, y = pair(metric, (1, 3, 40, 900), grad=False)
+    scope = {"metric": metric, "target": y}
     exec(code, scope)
-    assert error(scope["distance"], expected) <= 1e-5
-    assert (x.grad - gradient).norm() <= 1e-4 * gradient.norm()
+    x = scope["output"].detach().requires_grad_()
+    expected = metric(x, y).mean()
+    (gradient,) = torch.autograd.grad(expected, x)
+    assert abs(scope["loss"] - expected) <= 1e-5 * expected
+    assert (scope["output"].grad - gradient).norm() <= 1e-4 * gradient.norm()
 
 
 # --- other precisions ---------------------------------------------------------------------------------------
