@@ -18,7 +18,7 @@ import torch
 
 import rlpips
 from benchmarks import masking, report
-from rlpips.cli import commands as cli
+from rlpips.cli import main as run_command_line
 from rlpips.system.files import write_atomically
 
 UNSEEN = (
@@ -105,7 +105,7 @@ class Benchmark:
 def run(*arguments: object) -> None:
     """Run `rlpips`, and stop where it fails."""
     print("+ rlpips", *arguments, flush=True)
-    if status := cli.main([str(each) for each in arguments]):
+    if status := run_command_line([str(each) for each in arguments]):
         raise SystemExit(status)
 
 

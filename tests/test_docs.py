@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpips.cli import commands as cli
+from rlpips.cli.parser import main, make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -53,7 +53,7 @@ def test_a_page_does_what_it_says(page, folder, capsys):
         else:
             command, _, output = text.partition("\n")
             capsys.readouterr()
-            assert cli.main(shlex.split(command.removeprefix("$ rlpips "))) == 0
+            assert main(shlex.split(command.removeprefix("$ rlpips "))) == 0
             assert capsys.readouterr().out == output
 
 
@@ -71,7 +71,7 @@ def commands(page):
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "weights" / "README.md"], ids=name_of)
 def test_commands_are_ones_that_exist(page):
     for arguments in commands(page):
-        cli._parser().parse_args(arguments)
+        make_parser().parse_args(arguments)
 
 
 def test_the_reference_has_a_page_for_every_folder_and_module_with_public_names():

@@ -1,5 +1,5 @@
 """The command line, `rlpips`: a module for each command."""
 
-from rlpips.cli.commands import main
+from rlpips.cli.parser import main
 
 __all__ = ["main"]

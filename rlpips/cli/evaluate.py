@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpips.cli.judgement_reports import Judged, report_judged
+from rlpips.cli.metrics import load_metric
 from rlpips.cli.options import (
-    UNDEFINED,
     add_device_option,
     check,
-    columns,
-    load_metric,
     output_file,
     output_folder,
     plot_file,
     positive,
     settings,
-    tell,
-    write_json,
 )
+from rlpips.cli.output import UNDEFINED, aligned, tell, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -273,7 +270,7 @@ def _robustness(options: argparse.Namespace) -> int:
 
         cache = ResultCache(options.output, processes)
         report = robustness(
-            {text: load_metric(text, device)[0] for text in options.weights},
+            {text: load_metric(text, device) for text in options.weights},
             images,
             {text: parse_attack(text, seed=options.seed) for text in options.attack},
             batch_size=options.batch_size,
@@ -321,5 +318,5 @@ def _robustness_table(report: "RobustnessReport") -> str:
     rows.append(["-", "distortions", *medians(ordinary), ""])
     count = len(report.images)
     return "\n".join(
-        [*columns(rows), f"{count} image{'s' if count != 1 else ''}, median distances under each metric"]
+        [*aligned(rows), f"{count} image{'s' if count != 1 else ''}, median distances under each metric"]
     )

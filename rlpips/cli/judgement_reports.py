@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpips.cli.options import UNDEFINED, check, columns, load_metric, settings, tell, write_json
+from rlpips.cli.metrics import load_metric
+from rlpips.cli.options import check, settings
+from rlpips.cli.output import UNDEFINED, aligned, tell, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +50,7 @@ def report_judged(
     check(options)
     from rlpips.errors import UndefinedDistanceError
     from rlpips.evaluation.result_cache import ResultCache
+    from rlpips.hub.digests import metric_digest
     from rlpips.system.processes import torchrun_group
     from rlpips.system.progress import progress
 
@@ -64,7 +67,8 @@ def report_judged(
         bar = progress(total=total, unit="example", hidden=processes.rank > 0, leave=False)
         done = 0
         for label in options.weights:
-            metric, digests[label] = load_metric(label, device)
+            metric = load_metric(label, device)
+            digests[label] = metric_digest(metric)
             for subset, rows in positions.items():
                 for attack, perturb in cases:
                     task = {"metric": label, "subset": subset, "attack": attack, "perturb": perturb}
@@ -130,7 +134,7 @@ def _print_scores(
             document = {**report_header(options.seed, digests, settings(options)), "results": records}
             write_json(options.output, document)
     finally:
-        print("\n".join(columns(rows)))
+        print("\n".join(aligned(rows)))
 
 
 def _cell(score: "Score") -> str:

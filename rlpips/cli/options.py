@@ -1,25 +1,19 @@
-"""What the modules of the command line share: arguments, metrics, folders of files, tables, complaints."""
+"""Options that several commands share, and how values of options are read."""
 
 import argparse
-import importlib
-import json
 import stat
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import rlpips
-from rlpips.errors import printable
+NETS = ("alex", "vgg", "squeeze")
+VERSIONS = ("0.1", "0.0")
 
-if TYPE_CHECKING:
-    import torch
-
-    from rlpips.attacks.metrics import Metric
-
-
-UNDEFINED = "not defined"  # in tables, for what is null in JSON
+DISTANCES = (
+    "A distance of 0 means the same image; larger means more different. With the default metric, a photo and "
+    "its JPEG of quality 70 are about 0.02 apart (0.03 at quality 40, 0.06 at 20, 0.1 at 10), and two "
+    "different photos about 0.7."
+)
 
 
 def positive(text: str) -> int:
@@ -31,7 +25,7 @@ def positive(text: str) -> int:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Read a height and width, or the side of a square."""
+    """Read 'HEIGHTxWIDTH', or the side of a square."""
     height, _, width = text.lower().partition("x")
     try:
         return positive(height), positive(width or height)
@@ -42,7 +36,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def output_file(text: str) -> Path:
-    """Read the path of a file that is to be written, in a folder that exists."""
+    """Read the path of a file to write; its folder exists."""
     path = Path(text)
     try:
         mode = path.stat().st_mode
@@ -57,7 +51,7 @@ def output_file(text: str) -> Path:
 
 
 def plot_file(text: str) -> Path:
-    """Read the path of a figure that is to be written."""
+    """Read the path of a figure to write."""
     path = output_file(text)
     if path.suffix.lower() not in (".png", ".pdf"):
         raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .pdf")
@@ -65,45 +59,71 @@ def plot_file(text: str) -> Path:
 
 
 def output_folder(text: str) -> Path:
-    """Read the path of a folder that files are to be written to; its own folder exists."""
+    """Read the path of a folder for files; it exists, or the folder that will hold it does."""
     path = Path(text)
     if not path.is_dir() and (path.exists() or not path.absolute().parent.is_dir()):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be made: {'it is a file' if path.exists() else 'its folder does not exist'}"
-        )
+        reason = "it is a file" if path.exists() else "its folder does not exist"
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be created: {reason}")
     return path
 
 
-def tell(problem: object, about: str = "") -> None:
-    """Print a problem to stderr on one line, with what it is about in front unless it begins so."""
-    text = str(problem)
-    text = text if text.startswith(about) else f"{about} {text}"
-    line = " ".join(part.strip() for part in text.splitlines())
-    with suppress(OSError):  # a log that cannot be written does not end the work
-        print(f"rlpips: {printable(line, 2000)}", file=sys.stderr)
+def add_weights_options(command: argparse.ArgumentParser) -> Any:
+    """Add the options that name one metric; return their group."""
+    group = command.add_argument_group("metric")
+    group.add_argument("--net", choices=NETS, default="alex", help="the backbone (default: alex)")
+    group.add_argument(
+        "--weights",
+        default="robust",
+        help="'robust' (default), 'standard' (the weights of LPIPS), a name from 'rlpips weights list', "
+        "a file, or the folder of a run of 'rlpips train'",
+    )
+    group.add_argument(
+        "--version",
+        choices=VERSIONS,
+        default="0.1",
+        help="the version of LPIPS (default: 0.1); 0.0 needs --weights standard",
+    )
+    return group
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align rows of text, all columns to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def add_device_option(group: Any) -> None:
+    """Add the option that names where to compute; `main` replaces 'auto' with the name of a device."""
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="where to compute: cpu, cuda, cuda:1, mps or auto (default), which takes cuda or mps where "
+        "there is one",
+    )
 
 
-def write_output(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+def add_metric_options(command: argparse.ArgumentParser) -> Any:
+    """Add the options that name one metric, and how it takes images; return their group."""
+    group = add_weights_options(command)
+    add_device_option(group)
+    group.add_argument(
+        "--resize",
+        type=image_size,
+        metavar="HxW",
+        help="resize all images to this height and width, such as 240x320, or 256 for 256x256",
+    )
+    group.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="for huge images: run one pair at a time, in tiles of N x N pixels (512 is a good size); the "
+        "distances stay the same and take less memory",
+    )
+    return group
 
-    Raises:
-        OSError: it cannot be written; the message names it.
-    """
-    from rlpips.system.files import write_atomically
 
-    try:
-        # Names of files may hold what is no text.
-        write_atomically(path, text.encode(errors="backslashreplace"))
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+def add_output_option(group: Any, kind: Callable[[str], Path], text: str, *, required: bool = False) -> None:
+    """Add the option that names the file to write."""
+    group.add_argument("-o", dest="output", type=kind, required=required, metavar="FILE", help=text)
+
+
+def add_plot_option(group: Any, text: str) -> None:
+    """Add the option that names a figure to draw."""
+    group.add_argument("--plot", type=plot_file, metavar="FILE", help=f"{text}; FILE is a .png or .pdf")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -117,106 +137,8 @@ def check(options: argparse.Namespace) -> None:
         check_plot_file(options.plot)
 
 
-def add_weights_options(command: argparse.ArgumentParser) -> Any:
-    """Add the options that name one metric; return their group."""
-    group = command.add_argument_group("metric")
-    group.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="backbone (alex)")
-    group.add_argument(
-        "--weights",
-        default="robust",
-        help="'robust' (the default), 'standard' (LPIPS' own), a name from 'rlpips weights list', a file, or "
-        "the folder of a run of 'rlpips train'",
-    )
-    group.add_argument(
-        "--version",
-        choices=["0.1", "0.0"],
-        default="0.1",
-        help="version of LPIPS (0.1); 0.0 goes with --weights standard",
-    )
-    return group
-
-
-def add_device_option(group: Any) -> None:
-    """Add the option that names where to compute; `main` replaces 'auto' by the device that it means."""
-    group.add_argument(
-        "--device",
-        default="auto",
-        help="where to compute: auto (the default: cuda, or mps, or else cpu), cpu, cuda, cuda:1, mps",
-    )
-
-
-def add_metric_options(command: argparse.ArgumentParser) -> Any:
-    """Add the options that name one metric, and how images come to it; return their group."""
-    group = add_weights_options(command)
-    add_device_option(group)
-    group.add_argument(
-        "--resize", type=image_size, metavar="HxW", help="bring all images to this height and width"
-    )
-    group.add_argument(
-        "--tile",
-        type=positive,
-        metavar="N",
-        help="for huge images: the same distances from tiles of N x N pixels (512 is a good size), in the "
-        "memory of one; pairs run one at a time",
-    )
-    return group
-
-
-def load_metric(text: str, device: "torch.device") -> tuple["Metric", str | None]:
-    """Build the metric that a command line names, and digest its tensors."""
-    import torch
-
-    from rlpips.backbones.architectures import ARCHITECTURES
-    from rlpips.hub.digests import metric_digest
-
-    head, colon, tail = text.partition(":")
-    metric: Any
-    if colon and head in (*ARCHITECTURES, "vgg16"):
-        metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
-    elif colon and all(name.isidentifier() for name in (*head.split("."), tail)) and not Path(text).exists():
-        metric = _call_factory(text, head, tail)
-    else:
-        metric = rlpips.LPIPS(weights=text, check_range=False)
-    if isinstance(metric, torch.nn.Module):
-        metric = metric.eval().requires_grad_(False).to(device)
-    return metric, metric_digest(metric)
-
-
-def _call_factory(text: str, module: str, function: str) -> Any:
-    """Call the function of a module that returns a metric, of the working folder if nowhere else.
-
-    Raises:
-        ValueError: there is no such function, or it fails.
-    """
-    folder = str(Path.cwd())  # where people keep modules of their own
-    added = folder not in sys.path
-    if added:
-        sys.path.append(folder)
-    try:
-        factory = getattr(importlib.import_module(module), function, None)
-        metric = None if factory is None else factory()
-    except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{text!r} names no metric: {reason}") from error
-    finally:
-        if added and folder in sys.path:
-            sys.path.remove(folder)
-    if factory is None:
-        raise ValueError(f"{text!r} names no metric: {module} has no {function}")
-    if not callable(metric):
-        raise ValueError(f"{text!r} names no metric: it returned {metric!r:.60}, which cannot be called")  # noqa: TRY004
-    return metric
-
-
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a report's numbers depend on, for its JSON."""
     names = ("data", "images", "subsets", "attack", "perturb", "size", "limit", "batch_size", "device")
     given = {name: value for name, value in vars(options).items() if name in names}
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a report, as strict JSON, with null for what is not defined."""
-    from rlpips.evaluation.report_json import finite_or_none
-
-    write_output(path, json.dumps(finite_or_none(document), indent=1, allow_nan=False) + "\n")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rlpips.cli.options import tell
+from rlpips.cli.output import tell
 
 # What a command may raise for a cause that it has seen coming; the message says enough.
 _FORESEEN = (OSError, ValueError, RuntimeError, ImportError)
@@ -68,7 +68,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, _FORESEEN) and str(error):
         return str(error)
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{said}; run again with --traceback for the whole"
+    return f"{said}; run again with --traceback for details"
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from rlpips.cli.options import add_device_option, load_metric, positive, tell
+from rlpips.cli.metrics import load_metric
+from rlpips.cli.options import add_device_option, positive
+from rlpips.cli.output import tell
 from rlpips.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -177,7 +179,7 @@ def _load_teacher(text: str, device: "torch.device") -> "Metric":
     from rlpips.data.panel import METRICS
 
     if text not in METRICS:
-        return load_metric(text, device)[0]
+        return load_metric(text, device)
     metric = METRICS[text]()
     return lambda a, b: metric((a + 1) / 2, (b + 1) / 2)
 

@@ -96,7 +96,7 @@ def test_compare_measures_partners_and_names_what_it_could_not(folders, weights,
     assert lines[2] == f"2 pairs, mean {mean:.4f}, standard error {error:.4f}, median {mean:.4f}"
     assert len(lines) == 3
     assert status == 1
-    assert f"rlpips: 1 file that is no image was left out: {one / 'notes.txt'}" in err
+    assert f"rlpips: skipped 1 file that is not an image: {one / 'notes.txt'}" in err
     assert f"rlpips: {two / 'extra.png'} has no partner in {one}" in err
     assert "2.png" in err
     assert "64 x 64 and 64 x 72 pixels (height x width); --resize" in err
@@ -148,7 +148,7 @@ def test_files_that_are_no_images_are_counted_and_left_out(weights, capsys, tmp_
     status, out, err = run("pairs", tmp_path, "--weights", weights, capsys=capsys)
     assert (status, len(out.splitlines())) == (0, 2)
     named = ", ".join(str(tmp_path / f"{name}.txt") for name in "abc")
-    assert err == f"rlpips: 4 files that are no images were left out: {named}, ...\n"
+    assert err == f"rlpips: skipped 4 files that are not images: {named}, ...\n"
     assert run("pairs", tmp_path, "--json", "--weights", weights, capsys=capsys)[1].count(".txt") == 4
     other = tmp_path.parent / f"{tmp_path.name}-other"
     other.mkdir()
@@ -158,13 +158,13 @@ def test_files_that_are_no_images_are_counted_and_left_out(weights, capsys, tmp_
     status, _, err = run("compare", tmp_path, other, "--weights", weights, capsys=capsys)
     assert status == 1
     assert f"{other / 'cat-blurred.png'}: not an image" in err
-    assert "5 files that are no images were left out" in err
+    assert "skipped 5 files that are not images" in err
 
 
 def test_pairs_of_the_examples_are_measured(weights, capsys):
     status, out, err = run("pairs", ROOT / "examples", "--weights", weights, capsys=capsys)
     assert status == 0
-    assert "no images were left out" in err
+    assert "files that are not images: " in err
     assert len(out.splitlines()) == len(list((ROOT / "examples").glob("*.png")))
 
 
@@ -180,7 +180,7 @@ def test_compare_names_folders_and_other_suffixes(folders, weights, capsys):
     hint = "but a file there has the same name and another suffix"
     assert f"{one / '0.png'} has no partner in {two}, {hint} (and 1 more: {one / '1.png'})" in err
     assert f"{two / '0.jpg'} has no partner in {one}, {hint} (and 1 more: {two / '1.jpg'})" in err
-    assert f"{one / 'more'} is a folder in a folder, whose files are not compared" in err
+    assert f"{one / 'more'} is a subfolder, and its files are not compared" in err
 
 
 def test_failures_of_a_kind_are_told_on_one_line_and_all_in_the_json(weights, capsys, tmp_path):
@@ -317,11 +317,11 @@ def test_weights_are_imported_found_and_verified(shared, capsys, monkeypatch, tm
     assert run("weights", "download", "alexnet", capsys=capsys) == (0, f"{path}\n", "")
     status, out, _ = run("weights", "verify", capsys=capsys)
     assert status == 0
-    assert out.splitlines()[0] == "alexnet: right"
+    assert out.splitlines()[0] == "alexnet: OK"
     assert len(out.splitlines()) == 10
     path.write_bytes(path.read_bytes()[:-1000])
     status, out, err = run("weights", "verify", "alexnet", "lpips-vgg-v0.1", capsys=capsys)
-    assert (status, out) == (1, "lpips-vgg-v0.1: right\n")
+    assert (status, out) == (1, "lpips-vgg-v0.1: OK\n")
     assert str(path) in err
     status, _, err = run("weights", "import", "vgg16", source, capsys=capsys)
     assert status == 1

@@ -114,7 +114,7 @@ def test_a_metric_of_ones_own_is_a_function_of_a_module(data, capsys, tmp_path, 
     assert len(out.splitlines()) == 5
     status, _, err = run("2afc", "--data", data, "--weights", "mine:nothing", capsys=capsys)
     assert status == 1
-    assert "'mine:nothing' names no metric" in err
+    assert "'mine:nothing' is not a metric" in err
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_factory_that_fails_is_named_in_one_line(data, capsys, modules, code, 
     (modules / "failing_metric.py").write_text(code)
     status, out, err = run("2afc", "--data", data, "--weights", "failing_metric:make", capsys=capsys)
     assert (status, out) == (1, "")
-    assert err.startswith("rlpips: error: 'failing_metric:make' names no metric: ")
+    assert err.startswith("rlpips: error: 'failing_metric:make' is not a metric: ")
     assert message in err
     assert len(err.splitlines()) == 1
 

@@ -82,7 +82,7 @@ def test_what_nobody_foresaw_is_one_line_and_the_rest_is_asked_for(monkeypatch, 
     monkeypatch.setattr("rlpips.hub.registry.list_weights", fail)
     assert main(["weights", "list"]) == 1
     assert capsys.readouterr().err == (
-        "rlpips: error: KeyError: 'digest'; run again with --traceback for the whole\n"
+        "rlpips: error: KeyError: 'digest'; run again with --traceback for details\n"
     )
     for arguments in (["--traceback", "weights", "list"], ["weights", "list", "--traceback"]):
         assert main(arguments) == 1

@@ -445,7 +445,7 @@ def test_the_command(photos, tmp_path, capsys):
     arguments = ["--count", 2, "--labels", "panel", "--panel", *FAST, "--agree", 3]
     status, out, err = run(photos, tmp_path, *arguments, capsys=capsys)
     assert (status, err) == (0, "")
-    assert "triplets: 2 triplets, 2 of them new, kept of " in out
+    assert "triplets: 2 triplets, 2 of them new, chosen from " in out
     assert run(photos, tmp_path, "--seed", 1, capsys=capsys)[2].startswith("rlpips: error: ")
 
 
