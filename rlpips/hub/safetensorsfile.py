@@ -103,12 +103,16 @@ def opened(path: Path) -> Iterator[SafetensorsContent]:
         CheckpointError: the file is damaged, or of a version of this package's format that is not known.
         OSError: the file cannot be read now.
     """
-    with file_named(path):
-        with path.open("rb") as start:
-            (length,) = struct.unpack("<Q", start.read(8))
+    with file_named(path), path.open("rb") as start:
+        (length,) = struct.unpack("<Q", start.read(8))
         if length > _LARGEST_HEADER:
             raise ValueError(f"its header claims {length} bytes")
-        file: Any = safetensors.safe_open(path, framework="pt")
+        try:
+            name = str(path)
+            name.encode()
+        except UnicodeEncodeError:  # safetensors refuses such names
+            name = f"/dev/fd/{start.fileno()}"
+        file: Any = safetensors.safe_open(name, framework="pt")
     with file:
         with file_named(path):
             metadata, digest = _metadata((file.metadata() or {}).get(_KEY), path)

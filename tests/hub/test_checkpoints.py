@@ -1,6 +1,8 @@
 import json
+import os
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -403,6 +405,18 @@ def test_the_content_of_a_file_tells_its_format(peer, tmp_path, suffix):
         write({key: value.clone() for key, value in peer.state_dict().items()}, path)
         found = rlpips.LPIPS(weights=path).state_dict()
         assert all(torch.equal(value, found[key]) for key, value in peer.state_dict().items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are no text")
+def test_a_name_that_is_no_text_is_a_name(peer, tmp_path):
+    path = tmp_path / os.fsdecode(b"m\xe9tric.safetensors")
+    checkpoints.save(path, peer.state_dict(), {"version": "0.1"})
+    assert read_metadata(path) == {"version": "0.1"}
+    found = rlpips.LPIPS(weights=path).state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in peer.state_dict().items())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"m\\udce9tric\.safetensors"):
+        rlpips.LPIPS(weights=path)
 
 
 def test_own_files_are_what_other_tools_read(peer, tmp_path):

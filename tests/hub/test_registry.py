@@ -8,7 +8,7 @@ from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Wei
 
 import rlpips
 from rlpips.backbones import ARCHITECTURES
-from rlpips.hub import loading, registry
+from rlpips.hub import load_tensors, loading, read_metadata, registry, store, tensors_digest
 
 
 def test_every_entry_says_where_it_comes_from():
@@ -53,6 +53,32 @@ def test_shipped_heads_are_those_of_lpips(net, version):
     assert len(heads) == len(published)
     for k, head in enumerate(heads):
         assert torch.equal(head, published[f"lin{k}.model.1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("file", "digest"),
+    [
+        ("lpips-heads", "67163c0ccbbca390d0005e78be4a466b088a9718a38fbd0308aeaaf229893afd"),
+        ("rlpips-heads", "dde7a6529d4ff0683dc33df33da62c8314ae67ad4393f664cecbc1ca0e16644b"),
+        ("rlpips-alex", "902012d7fe072229f078a5a5a7285c08c0f32dfce6a6cd31c1f9c6e52d768c8b"),
+    ],
+)
+def test_shipped_weights_have_the_numbers_that_were_trained(file, digest):
+    """Whatever file they come in: distances that somebody published stay."""
+    tensors = load_tensors(registry.data_dir() / f"{file}.safetensors")
+    assert tensors_digest(tensors) == f"sha256:{digest}"
+
+
+def test_shipped_weights_say_how_they_were_made():
+    for name, entry in rlpips.list_weights().items():
+        if entry.urls:
+            continue
+        metadata = read_metadata(store.path_of(entry))
+        assert metadata["licence"] == entry.licence
+        about = metadata if entry.kind == "metric" else metadata.get(name)
+        if name.startswith("rlpips-"):
+            assert about["recipe"]["net"] == entry.net
+            assert about["data"]["count"] == int(entry.recipe["data"].split()[0])
 
 
 def test_r_lpips_checkpoints_are_named_by_their_git_blobs():
