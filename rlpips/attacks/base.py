@@ -111,9 +111,8 @@ class Attack:
         image_ids = range(len(x)) if image_ids is None else image_ids
         search = Search(objective, start, RandomStreams(self.seed, image_ids))
         self._run(search)
-        undefined = (
-            search.undefined.nonzero().flatten().tolist()
-        )  # read once at the end, so that no step waits for the device
+        # Read once at the end, so that no step waits for the device.
+        undefined = search.undefined.nonzero().flatten().tolist()
         if undefined:
             image_id = image_ids[undefined[0]]
             raise UndefinedDistanceError(
@@ -125,7 +124,7 @@ class Attack:
 
     @property
     def _span(self) -> float:
-        """The width of the images' range: what one unit of the [0, 1] scale is in it."""
+        """The width of the images' range. `eps` times this is the budget in the images' units."""
         return self.bounds[1] - self.bounds[0]
 
     def _run(self, search: Search) -> None:

@@ -1,5 +1,3 @@
-import gc
-import itertools
 import json
 import re
 import warnings
@@ -13,22 +11,10 @@ from PIL import Image
 
 import rlpips
 from benchmarks import scale
-from rlpips.cli import main
-from rlpips.scoring import cached_metric, load_pair, measure_all, measure_pairs
+from rlpips.scoring import load_pair, measure_pairs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-UNREADABLE = Path("/proc/self/mem")  # Linux gives an I/O error for its first bytes
-
-
-@pytest.fixture
-def weights(tmp_path_factory):
-    """A checkpoint with a random backbone, so that nothing here needs the real weights."""
-    path = tmp_path_factory.getbasetemp() / "random.pth"
-    if not path.exists():
-        torch.manual_seed(0)
-        torch.save(rlpips.LPIPS(pnet_rand=True).state_dict(), path)
-    return path
 
 
 def test_one_call_measures_files_arrays_and_tensors(weights):
@@ -54,50 +40,6 @@ def test_batches_give_arrays(weights):
     assert one_to_many.shape == (3,)
     assert one_to_many[0] == pytest.approx(each[0], abs=1e-6)
     assert rlpips.distance(x[:1], y[:1], weights=weights).shape == (1,)
-
-
-def random_metric(path, seed):
-    torch.manual_seed(seed)
-    metric = rlpips.LPIPS(pnet_rand=True)
-    torch.save(metric.state_dict(), path)
-    return metric
-
-
-def test_the_model_is_built_once_and_anew_when_its_file_is_written_again(tmp_path, monkeypatch):
-    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
-    file, cpu = tmp_path / "metric.safetensors", torch.device("cpu")
-    for seed in range(2):
-        metric = random_metric(file, seed)
-        assert rlpips.distance(x, y, weights=file) == pytest.approx(metric(x, y).item(), rel=1e-6)
-        built = cached_metric("alex", file, "0.1", cpu)
-        monkeypatch.chdir(tmp_path)
-        for same in (str(file), "metric.safetensors", Path("metric.safetensors")):
-            assert cached_metric("alex", same, "0.1", cpu) is built
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match="metric.safetensors"):
-        rlpips.distance(x, y, weights=file)
-
-
-def test_weights_may_be_a_runs_folder_or_lie_at_home(tmp_path, monkeypatch, capsys):
-    x, y = images(1, 3, 64, 64), images(1, 3, 64, 64, seed=1)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    run = tmp_path / "run"
-    run.mkdir()
-    for command in (rlpips.LPIPS, lambda weights: rlpips.distance(x, y, weights=weights)):
-        with pytest.raises(
-            FileNotFoundError, match="run holds no metric.safetensors: it is not the folder of a run"
-        ):
-            command(weights=str(run))
-    (run / "run.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="run holds no metric.safetensors: the run has not finished"):
-        rlpips.LPIPS(weights=run)
-    expected = random_metric(run / "metric.safetensors", 1)(x, y).item()
-    for weights in (run, str(run), "~/run", "~/run/metric.safetensors", Path("~/run")):
-        assert rlpips.LPIPS(weights=weights)(x, y).item() == pytest.approx(expected, rel=1e-6)
-        assert rlpips.distance(x, y, weights=weights) == pytest.approx(expected, rel=1e-6)
-    files = [str(EXAMPLES / name) for name in ("cat.png", "cat-blurred.png")]
-    assert main(["distance", *files, "--weights", str(run)]) == 0
-    assert float(capsys.readouterr().out) == pytest.approx(rlpips.distance(*files, weights=run), abs=1e-4)
 
 
 def test_float_tensors_in_the_unit_range_are_warned_of_and_normalized(weights):
@@ -165,17 +107,6 @@ def test_transparent_images_are_laid_over_a_background(weights, tmp_path):
     for wrong in ("whitish", "#ffffff80", (1, 2), (1, 2, 256), 0.5, (0.5, 0.5, 0.5)):
         with pytest.raises(ValueError, match="is not an opaque colour; write a name such as 'white'"):
             rlpips.distance(flat, flat, weights=weights, background=wrong)
-
-
-@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that gives errors when it is read")
-def test_files_that_cannot_be_read_are_told_and_the_others_measured(folder, weights):
-    (folder / "failing.png").symlink_to(UNREADABLE)
-    pairs = [(folder / a, folder / b) for a, b in (("0.png", "failing.png"), ("0.png", "1.png"))]
-    failed, measured = measure_pairs(pairs, rlpips.LPIPS(weights=weights))
-    assert list(failed.unreadable.values()) == [
-        f"{folder / 'failing.png'}: cannot be read: Input/output error"
-    ]
-    assert measured.distance > 0
 
 
 def test_huge_images_are_measured_in_tiles(weights, tmp_path):
@@ -259,66 +190,3 @@ def test_the_default_needs_nothing_but_the_package(tmp_path, monkeypatch):
         ValueError, match=r"no robust weights for net='squeeze'; .* LPIPS' own are weights='standard'"
     ):
         rlpips.distance(x, y, net="squeeze")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for i, size in enumerate([(64, 64), (64, 64), (80, 64), (64, 64), (20, 20)]):
-        data = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(data).save(tmp_path / f"{i}.png")
-    (tmp_path / "5.png").write_text("not an image")
-    return tmp_path
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_pairs_are_measured_in_order_and_failures_told(folder, weights, batch_size):
-    metric = rlpips.LPIPS(weights=weights)
-    paths = [folder / f"{i}.png" for i in range(6)]
-    pairs = [(a, b) for a in paths for b in paths]
-    measured = list(measure_pairs(pairs, metric, batch_size=batch_size))
-    assert [(m.a, m.b) for m in measured] == pairs
-    for m in measured:
-        if paths[5] in (m.a, m.b):
-            assert list(m.unreadable) == [paths[5]]
-            assert "not an image" in m.unreadable[paths[5]]
-        elif (paths[2] == m.a) != (paths[2] == m.b) or (paths[4] == m.a) != (paths[4] == m.b):
-            assert "differ in size" in m.problem
-        elif paths[4] == m.a:
-            assert "20 x 20 pixels are too few" in m.problem
-        else:
-            assert (m.problem, m.unreadable) == ("", {})
-            assert m.distance == pytest.approx(rlpips.distance(m.a, m.b, weights=weights), abs=1e-6)
-    resized = list(measure_pairs(pairs, metric, batch_size=batch_size, resize=(40, 48)))
-    assert sum(not m.unreadable for m in resized) == 25
-
-
-@pytest.mark.parametrize(("batch_size", "size"), [(1, None), (64, None), (2, (40, 48))])
-def test_all_pairs_measure_as_pair_by_pair(folder, weights, batch_size, size):
-    metric = rlpips.LPIPS(weights=weights)
-    paths = [folder / f"{i}.png" for i in (0, 2, 5, 1, 4, 3, 0)]
-    done = []
-    found = list(measure_all(paths, metric, batch_size=batch_size, resize=size, progress=done.append))
-    expected = list(measure_pairs(itertools.combinations(paths, 2), metric, resize=size))
-    assert [(m.a, m.b, m.problem, m.unreadable) for m in found] == [
-        (m.a, m.b, m.problem, m.unreadable) for m in expected
-    ]
-    distances = [m.distance for m in expected]
-    assert [m.distance for m in found] == pytest.approx(distances, abs=1e-7, nan_ok=True)
-    assert sum(done) == sum(distance == distance for distance in distances)
-
-
-def storages_of_images(height, width):
-    """Return where in memory the tensors of this size lie that are alive."""
-    tensors = (each for each in gc.get_objects() if type(each) is torch.Tensor)
-    return {each.untyped_storage().data_ptr() for each in tensors if each.shape[-2:] == (height, width)}
-
-
-def test_few_images_are_kept_however_many_pairs_are_measured(weights, tmp_path):
-    for k in range(24):
-        data = np.random.default_rng(k).integers(0, 256, (33, 47, 3), dtype=np.uint8)
-        Image.fromarray(data).save(tmp_path / f"{k}.png")
-    pairs = itertools.pairwise(sorted(tmp_path.iterdir()))
-    measured = measure_pairs(pairs, rlpips.LPIPS(weights=weights), batch_size=2)
-    kept = [len(storages_of_images(33, 47)) for _ in measured]
-    assert len(kept) == 23
-    assert 0 < max(kept) <= 2 * 2 * 2  # a batch of two pairs, and as many images remembered
