@@ -118,7 +118,9 @@ def make_triplets(
     chosen_panel, chosen_agree = check_panel(labels, panel, agree)
     chosen = check_distortions(distortions, least=2 if chosen_panel else 1)
     if Path(out).resolve().is_relative_to(Path(photos).resolve()):
-        raise ValueError(f"{out} lies in {photos}, and what is made would be taken for photos")
+        raise ValueError(
+            f"{out} lies in {photos}; choose another place, as another call would read triplets as photos"
+        )
     files = list_photos(Path(photos))
     settings = TripletSettings(files, size, seed, labels, chosen, chosen_panel, chosen_agree)
     folder = Path(out) / "2afc" / split / subset
@@ -171,7 +173,7 @@ class PhotoTriplets(Dataset[dict[str, Any]]):
         if aside is not None:
             files = tuple(file for k, file in enumerate(files) if (k % 10 == 0) == aside)
         if not files:
-            raise DatasetError(f"{photos}: of one photo none can be kept aside to validate on")
+            raise DatasetError(f"{photos}: there is only one photo, and validation needs another")
         settings = TripletSettings(files, size, seed, "panel", check_distortions(distortions, least=2))
         description = settings.describe(Path(photos))
         self.description = {key: value for key, value in description.items() if key != "labels"}
@@ -192,7 +194,7 @@ def _check_place(split: str, subset: str) -> None:
     if split not in ("train", "val"):
         raise ValueError(f"split={split!r} is unknown; choose 'train' or 'val'")
     if not subset or subset.startswith(".") or set(subset) & set("/\\:"):
-        raise ValueError(f"subset={subset!r} is not a folder's name")
+        raise ValueError(f"subset={subset!r} cannot be the name of a folder")
 
 
 def _fill(

@@ -38,7 +38,7 @@ def measure_2afc(
     """Measure the triplets of a data set, after an attack if one is given.
 
     A triplet's result depends on that triplet alone. With `SSA` it also depends on the reference of the next
-    triplet, which is resized if need be.
+    triplet, which is resized if it has another size.
 
     Args:
         metric: the metric, on `device`. The attack is on this metric.
@@ -154,5 +154,5 @@ def _next_references(dataset: TwoAFC, rows: range, count: int, ref: Tensor) -> T
 
 
 def _undefined(metric: Metric, dataset: TwoAFC | JND, row: int) -> UndefinedDistanceError:
-    name_of = getattr(dataset, "name_of", "example {}".format)  # training measures other data sets, too
+    name_of = getattr(dataset, "name_of", "example {}".format)  # training measures other data sets
     return UndefinedDistanceError(f"{metric_name(metric)} gives NaN for {name_of(row)}", row)

@@ -135,7 +135,7 @@ def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, d
         statistic: maps columns, each `(N,)`, to a number.
         columns: the examples.
         seed: of the draws.
-        draws: how many times the examples are drawn anew, with replacement.
+        draws: how many samples of the examples are drawn, with replacement.
 
     Returns:
         The statistic, its interval, and the number of examples.

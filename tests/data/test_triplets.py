@@ -333,8 +333,8 @@ def test_other_settings_are_an_error_that_says_which(photos, tmp_path):
         ({"seed": -1}, "seed must be at least 0"),
         ({"workers": -1}, "workers must be at least 0"),
         ({"split": "test"}, "split='test' is unknown"),
-        ({"subset": "../x"}, "is not a folder's name"),
-        ({"subset": ""}, "is not a folder's name"),
+        ({"subset": "../x"}, "cannot be the name of a folder"),
+        ({"subset": ""}, "cannot be the name of a folder"),
         ({"labels": "people"}, "labels='people' is unknown"),
         ({"agree": 2}, "panel and agree go with labels='panel' only"),
         ({"panel": ["ssim"]}, "panel and agree go with labels='panel' only"),
@@ -364,7 +364,7 @@ def test_folders_that_cannot_serve_are_named(tmp_path, photos):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="empty: there are no photos"):
         make_triplets(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(ValueError, match="would be taken for photos"):
+    with pytest.raises(ValueError, match="would read triplets as photos"):
         make_triplets(photos, photos / "out")
     (tmp_path / "empty" / "a.jpg").write_text("")
     Image.new("RGB", (100, 20)).save(tmp_path / "empty" / "b.png")
