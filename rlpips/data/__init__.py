@@ -1,4 +1,4 @@
-"""Judgements on disk, and triplets made from photos."""
+"""Human judgements on disk, triplets made from photos, and distortions."""
 
 from rlpips.data.bapps import download
 from rlpips.data.distortions import DISTORTIONS, Distortion, combine
