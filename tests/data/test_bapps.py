@@ -16,6 +16,7 @@ from subsets import FOLDERS, make_subset
 import rlpips
 from rlpips import JND, DatasetError, TwoAFC
 from rlpips.data import bapps, download
+from rlpips.errors import DownloadError
 from rlpips.hub import downloads
 from rlpips.system import shared_folders
 
@@ -108,7 +109,7 @@ def test_a_transfer_is_continued_by_the_next_call(whole, tmp_path, online):
 
 
 def test_a_broken_transfer_leaves_a_part_and_no_data_set(whole, tmp_path, online):
-    with Server(whole) as server, pytest.raises(downloads.DownloadError):
+    with Server(whole) as server, pytest.raises(DownloadError):
         download("bapps-val", tmp_path, url=server.url("always-cut"))
     assert visible(tmp_path) == ["twoafc_val.tar.gz.part"]
 
@@ -157,7 +158,7 @@ def test_what_lies_there_is_left_alone(whole, tmp_path, online):
 
 
 def test_offline_only_an_archive_brought_by_hand_is_used(whole, tmp_path):
-    with pytest.raises(downloads.DownloadError, match=r"RLPIPS_OFFLINE forbids .*dataset/twoafc_val.tar.gz"):
+    with pytest.raises(DownloadError, match=r"RLPIPS_OFFLINE forbids .*dataset/twoafc_val.tar.gz"):
         download("bapps-val", tmp_path)
     assert not visible(tmp_path)
     (tmp_path / "twoafc_val.tar.gz").write_bytes(whole)
@@ -238,7 +239,7 @@ def test_a_full_disk_is_reported_as_such(whole, tmp_path, online, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: Path("/dev/full").write_text("x"))
     with (
         Server(whole) as server,
-        pytest.raises(downloads.DownloadError, match="the disk is full: .*another disk"),
+        pytest.raises(DownloadError, match="the disk is full: .*another disk"),
     ):
         download("bapps-val", tmp_path, url=server.url("good"))
     (tmp_path / "twoafc_val.tar.gz.part").unlink()
@@ -249,7 +250,7 @@ def test_a_full_disk_is_reported_as_such(whole, tmp_path, online, monkeypatch):
         Path("/dev/full").write_text("x")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    with pytest.raises(downloads.DownloadError, match="the disk is full: .* unpacks to; free some space"):
+    with pytest.raises(DownloadError, match="the disk is full: .* unpacks to; free some space"):
         download("bapps-val", tmp_path)
     assert visible(tmp_path) == ["twoafc_val.tar.gz"]  # needs not be fetched again
     monkeypatch.undo()
