@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rlpips.attacks.metrics import Metric
 
-_ASIDE = 200  # triplets of photos kept aside, at most
+_MOST_ASIDE = 200  # triplets to validate on, from photos
 
 
 def add_train(commands: Any) -> None:
@@ -26,38 +26,57 @@ def add_train(commands: Any) -> None:
     command = commands.add_parser(
         "train",
         help="train a metric on triplets",
-        description="Train a metric on triplets that people, or other metrics, have judged; naturally, or "
-        "against an attacker. The folder OUT keeps what was done, and the same command goes on with a run "
-        "that was interrupted. OUT/metric.safetensors is the result, for --weights of all other commands.",
-        epilog="Options that are not given are as in the recipe. 'torchrun -m rlpips train ...' shares "
-        "the work among processes or GPUs.",
+        description="Train a metric on triplets that people or other metrics have judged, with or without an "
+        "attacker. The run's folder OUT keeps the recipe, a log and the scores. The result is "
+        "OUT/metric.safetensors, for --weights of all other commands. To go on with a run that was "
+        "interrupted, give the same command again.",
+        epilog="Options that are not given have the recipe's value. 'torchrun -m rlpips train ...' shares the "
+        "work among processes or GPUs.",
     )
     group = command.add_argument_group("data")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--data", type=Path, metavar="DIR", help="a data set in BAPPS' layout, which holds 2afc/"
+        "--data", type=Path, metavar="DIR", help="a data set in BAPPS' layout: a folder that holds 2afc/"
     )
     source.add_argument(
-        "--photos", type=Path, metavar="DIR", help="photos, of which triplets are made; needs --teachers"
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="a folder of photos to make triplets from; needs --teachers",
     )
-    group.add_argument("--subsets", nargs="+", metavar="SUBSET", help="of --data (all under train)")
     group.add_argument(
-        "--count", type=positive, default=12000, metavar="N", help="triplets of --photos (12000)"
+        "--subsets", nargs="+", metavar="SUBSET", help="subsets of --data to train on (all under train)"
     )
-    group.add_argument("--size", type=positive, default=64, metavar="N", help="their side in pixels (64)")
-    group.add_argument("--distortions", nargs="+", metavar="NAME", help="of --photos (all)")
+    group.add_argument(
+        "--count",
+        type=positive,
+        default=12000,
+        metavar="N",
+        help="how many triplets to make from --photos (12000)",
+    )
+    group.add_argument(
+        "--size", type=positive, default=64, metavar="N", help="pixels of a side of these triplets (64)"
+    )
+    group.add_argument("--distortions", nargs="+", metavar="NAME", help="distortions of these triplets (all)")
     group.add_argument(
         "--validation",
         type=Path,
         metavar="DIR",
-        help="a data set to validate on (--data); with --photos also a folder of photos (by default every "
-        "tenth of --photos is kept aside for it)",
+        help="a data set to validate on (by default, that of --data); with --photos also a folder of photos "
+        "(by default, every tenth photo is kept aside for validation)",
     )
     group.add_argument(
-        "--validation-subsets", nargs="+", metavar="SUBSET", help="of it (all under val, if there are any)"
+        "--validation-subsets",
+        nargs="+",
+        metavar="SUBSET",
+        help="subsets to validate on (all under val, if there are any)",
     )
     group.add_argument(
-        "--validation-limit", type=positive, default=500, metavar="N", help="triplets to validate on (500)"
+        "--validation-limit",
+        type=positive,
+        default=500,
+        metavar="N",
+        help="the most triplets to validate on (500)",
     )
     group.add_argument(
         "--teachers",
@@ -65,13 +84,16 @@ def add_train(commands: Any) -> None:
         default=[],
         metavar="METRIC",
         help="metrics to learn from, as for 'evaluate --weights', or names of 'triplets --panel': the first "
-        "gives distances, and all together judge what nobody has",
+        "sets the distances, and all together judge the triplets that nobody has judged",
     )
     group.add_argument("--out", type=Path, required=True, metavar="OUT", help="the run's folder")
 
     recipe = command.add_argument_group("recipe")
     recipe.add_argument(
-        "--recipe", default="lpips", metavar="NAME", help="lpips (the default), r-lpips, or robust"
+        "--recipe",
+        default="lpips",
+        metavar="NAME",
+        help="lpips (the default), r-lpips, or robust; the options below change it",
     )
     _add_recipe_options(recipe)
 
@@ -79,9 +101,13 @@ def add_train(commands: Any) -> None:
     add_device_option(group)
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read data (0)")
     group.add_argument(
-        "--parts", type=positive, default=1, metavar="N", help="compute a batch in parts, to save memory (1)"
+        "--parts",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="compute a batch in this many parts, to save memory (1)",
     )
-    group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's log")
+    group.add_argument("--tensorboard", action="store_true", help="also write a log for TensorBoard")
     command.set_defaults(run=_train)
 
 
@@ -135,7 +161,7 @@ def _train(options: argparse.Namespace) -> int:
     recipe = dataclasses.replace(RECIPES[options.recipe], **changes)
     logger = logging.getLogger("rlpips.training")
     level = logger.level
-    logger.setLevel(logging.INFO)  # how long it takes, and what came of it
+    logger.setLevel(logging.INFO)  # to show how long the run takes, and the scores before and after
     try:
         return _run(options, recipe)
     except KeyboardInterrupt:
@@ -175,7 +201,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
 
 
 def _load_teacher(text: str, device: "torch.device") -> "Metric":
-    """Build a metric of images in [-1, 1] by the name of a panel's, or as 'rlpips evaluate' does."""
+    """Build a metric of images in [-1, 1] from a panel's name, or from what 'rlpips evaluate' takes."""
     from rlpips.data.panel import METRICS
 
     if text not in METRICS:
@@ -185,12 +211,14 @@ def _load_teacher(text: str, device: "torch.device") -> "Metric":
 
 
 def _data(options: argparse.Namespace, seed: int) -> tuple[Any, dict[str, Any]]:
-    """Return the training data, and what to say of them."""
+    """Return the triplets to train on, and a description of them for the run's metadata."""
     if options.photos is not None:
         from rlpips.data.triplets import PhotoTriplets
 
         if not options.teachers:
-            raise ValueError("nobody has judged triplets of --photos: name --teachers")
+            raise ValueError(
+                "nobody has judged triplets made from --photos; name metrics that do with --teachers"
+            )
         photos = PhotoTriplets(
             options.photos,
             options.count,
@@ -223,7 +251,7 @@ def _validation(options: argparse.Namespace, seed: int) -> Any:
 
         return PhotoTriplets(
             options.photos if own else options.validation,
-            min(options.validation_limit, _ASIDE),
+            min(options.validation_limit, _MOST_ASIDE),
             size=options.size,
             seed=seed,
             distortions=options.distortions,

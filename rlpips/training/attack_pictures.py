@@ -1,4 +1,4 @@
-"""Pictures of attacked triplets, to see while a metric trains what the attacker does to it."""
+"""Pictures of attacked triplets, which show during training what the attacker does."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +22,18 @@ def save_attacked_triplets(
     perturb: str,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Write a row for each triplet: ref, x0, x1, and each attacked image with its difference, magnified.
+    """Write a picture with a row for each triplet: ref, x0, x1, and each attacked image and its change.
 
     Args:
-        path: the PNG file, in a folder that is made if need be.
+        path: the PNG file. Its folder is made if it does not exist.
         metric: the metric under attack, on `device`.
         examples: triplets of one size, with `ref`, `p0`, `p1` `(3, H, W)` in [-1, 1] and `judge`.
-        attack: what the attacker does, to break the judgement.
+        attack: the attack, which tries to make the metric contradict the judgement.
         perturb: what is attacked: 'x0', 'x1', 'ref' or 'x0+x1'.
         device: where to compute.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     ref, x0, x1, judge = (
         torch.stack([example[name] for example in examples]).to(device)

@@ -1,4 +1,4 @@
-"""The folder of a training run: what it is, how far it got, its tables, and its state."""
+"""The folder of a training run: which run it is, its tables, and the state to go on from."""
 
 import csv
 import io
@@ -21,8 +21,8 @@ class RunFolder:
 
     Args:
         path: the folder.
-        description: what makes the run, for JSON: sections, of which 'recipe', 'data' and 'teachers' tell
-            one run from another.
+        description: what the run is, for JSON. Two runs differ if their sections 'recipe', 'data' or
+            'teachers' differ.
     """
 
     def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
@@ -31,32 +31,27 @@ class RunFolder:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the folder, or check that what lies there is this run, and let no other process train in it.
+        """Make the folder, or check that it holds this run, and let no other process train in it.
 
         Raises:
             CheckpointError: `run.json` is damaged.
             OSError: the folder cannot be made.
-            ValueError: another run lies there, or something else, or another process trains there.
+            ValueError: the folder holds another run or other files, or another process trains in it.
         """
         from filelock import FileLock, Timeout
 
         file = self.path / "run.json"
-        # hidden files are what a run leaves that was killed while it wrote the first one
-        if (
-            not file.exists()
-            and self.path.exists()
-            and any(not each.name.startswith(".") for each in self.path.iterdir())
-        ):
+        # a run that was killed while it wrote its first file leaves only hidden files
+        files = list(self.path.iterdir()) if self.path.exists() else []
+        if not file.exists() and any(not each.name.startswith(".") for each in files):
             raise ValueError(f"{self.path} is not empty, and holds no run; choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(
-            self.path / ".lock"
-        )  # the system lets go of it when the process ends, however it does
+        lock = FileLock(self.path / ".lock")  # the system releases it when the process ends, even if killed
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"another process trains in {self.path}; wait for its end, or choose another folder"
+                f"another process trains in {self.path}; wait until it ends, or choose another folder"
             ) from None
         try:
             if file.exists():
@@ -68,6 +63,7 @@ class RunFolder:
             lock.release()
 
     def _compare(self, file: Path) -> None:
+        """Refuse to go on if the folder's description is not that of this run."""
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
             sections = {name: dict(there[name]) for name in ("recipe", "data", "teachers")}
@@ -92,14 +88,14 @@ class RunFolder:
 
     @property
     def state_file(self) -> Path:
-        """Where the state is."""
+        """The file of the state."""
         return self.path / "state.safetensors"
 
     def load_state(self) -> dict[str, Any] | None:
-        """Read the state to go on from, if there is one.
+        """Read the state to go on from, or return None if there is none yet.
 
         Raises:
-            CheckpointError: it is damaged, or has weights that are not finite.
+            CheckpointError: the file is damaged, or has weights that are not finite.
         """
         if not self.state_file.exists():
             return None
@@ -123,16 +119,16 @@ class RunFolder:
         )
 
     def save_state(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Write the state, whole or not at all, with a digest; the file is a checkpoint of the metric, too.
+        """Write the state, whole or not at all. The file is also a checkpoint of the metric.
 
         Args:
-            state: all that the run needs to go on.
+            state: everything that the run needs to go on.
             weights: the state dict of the metric that the run would end with now.
         """
         save_nested(self.state_file, state, weights, self.description)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write a table as CSV; its columns are those of all rows."""
+        """Write a table as CSV, with a column for each key of any row."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

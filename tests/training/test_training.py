@@ -353,7 +353,7 @@ def test_two_runs_in_one_folder_at_once_are_refused(recipe, tmp_path):
         def __getitem__(self, i):
             if self.refused is None:
                 self.refused = pytest.raises(
-                    ValueError, match="another process trains in .*run; wait for its"
+                    ValueError, match="another process trains in .*run; wait until it"
                 )
                 with self.refused:
                     train(recipe, Triplets(), tmp_path / "run")
