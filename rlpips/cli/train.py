@@ -30,8 +30,8 @@ def add_train(commands: Any) -> None:
         "attacker. The run's folder OUT keeps the recipe, a log and the scores. The result is "
         "OUT/metric.safetensors, for --weights of all other commands. To go on with a run that was "
         "interrupted, give the same command again.",
-        epilog="Options that are not given have the recipe's value. 'torchrun -m rlpips train ...' shares the "
-        "work among processes or GPUs.",
+        epilog="Options that are not given have the recipe's value. 'torchrun -m rlpips train ...' shares "
+        "the work among processes or GPUs.",
     )
     group = command.add_argument_group("data")
     source = group.add_mutually_exclusive_group(required=True)

@@ -226,8 +226,8 @@ class _Loop:
         self.means = TermMeans()
         self.failed = 0  # steps in a row, until now, that were not finite
         self.started_step, self.started_seconds = state.step, state.seconds
-        self.validation_seconds = 0.0  # of the validation before the first step
-        self.step_began = self.saved_at = 0.0  # set when the steps begin
+        self.validation_seconds = 0.0  # how long the validation before the first step took
+        self.step_began = self.saved_at = time.monotonic()
         self.board: TensorBoard | None = None
 
     @property
@@ -241,7 +241,11 @@ class _Loop:
         return -(-self.state.step // self.per_epoch)
 
     def run(self) -> None:
-        """Take the steps that are left: attack, descend, and validate after each epoch."""
+        """Take the steps that are left.
+
+        A step draws triplets, attacks them and descends the loss. After each epoch the metric is validated
+        and the state is saved.
+        """
         recipe, state = self.recipe, self.state
         if self.done >= self.whole:
             return
