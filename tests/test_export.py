@@ -47,7 +47,7 @@ def test_the_command_writes_an_onnx_file_of_its_own(tmp_path, capfd):
         assert main(["export", "-o", str(path)]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert re.fullmatch(rf"{re.escape(str(path))}: 9\.9 MB, largest difference to PyTorch \S+\n", out)
+    assert re.fullmatch(rf"{re.escape(str(path))}: 9\.9 MB, largest difference from PyTorch \S+\n", out)
     assert float(out.split()[-1]) < 1e-6
     assert list(tmp_path.iterdir()) == [path]
 

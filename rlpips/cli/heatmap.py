@@ -14,7 +14,7 @@ def add_heatmap(commands: Any) -> None:
     command = commands.add_parser(
         "heatmap",
         help="draw where two images differ",
-        description="Draw two images and, over the first one, where they differ. Print their distance.",
+        description="Draw two images, and over the first one where they differ. Print their distance.",
     )
     command.add_argument("a", metavar="A", type=Path, help="an image file")
     command.add_argument("b", metavar="B", type=Path, help="another image file of the same size")

@@ -12,7 +12,7 @@ VERSIONS = ("0.1", "0.0")
 DISTANCES = (
     "A distance of 0 means the same image; larger means more different. With the default metric, a photo and "
     "its JPEG of quality 70 are about 0.02 apart (0.03 at quality 40, 0.06 at 20, 0.1 at 10), and two "
-    "different photos about 0.7."
+    "different photos are about 0.7 apart."
 )
 
 
@@ -21,6 +21,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def seed(text: str) -> int:
+    """Read a whole number that is not negative."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
     return number
 
 
@@ -91,8 +99,7 @@ def add_device_option(group: Any) -> None:
     group.add_argument(
         "--device",
         default="auto",
-        help="where to compute: cpu, cuda, cuda:1, mps or auto (default), which takes cuda or mps where "
-        "there is one",
+        help="where to compute: cpu, cuda, cuda:1, mps, or auto (default), which takes a GPU if there is one",
     )
 
 
@@ -111,7 +118,7 @@ def add_metric_options(command: argparse.ArgumentParser) -> Any:
         type=positive,
         metavar="N",
         help="for huge images: run one pair at a time, in tiles of N x N pixels (512 is a good size); the "
-        "distances stay the same and take less memory",
+        "distances are the same, in less memory",
     )
     return group
 
@@ -124,21 +131,3 @@ def add_output_option(group: Any, kind: Callable[[str], Path], text: str, *, req
 def add_plot_option(group: Any, text: str) -> None:
     """Add the option that names a figure to draw."""
     group.add_argument("--plot", type=plot_file, metavar="FILE", help=f"{text}; FILE is a .png or .pdf")
-
-
-def check(options: argparse.Namespace) -> None:
-    """Check, before the work, what would fail after it."""
-    for text in options.weights:
-        if options.weights.count(text) > 1:
-            raise ValueError(f"--weights names {text!r} twice")
-    if options.plot is not None:
-        from rlpips.plots import check_plot_file
-
-        check_plot_file(options.plot)
-
-
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that a report's numbers depend on, for its JSON."""
-    names = ("data", "images", "subsets", "attack", "perturb", "size", "limit", "batch_size", "device")
-    given = {name: value for name, value in vars(options).items() if name in names}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

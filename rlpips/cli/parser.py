@@ -61,8 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rlpips",
         description="Measure how different images look (LPIPS, R-LPIPS).",
-        epilog=f"{DISTANCES} Exit status: 0 success, 1 an error, 2 wrong usage, 130 interrupted, "
-        "143 terminated.",
+        epilog=f"{DISTANCES} Exit status: 0 success, 1 something failed or could not be measured, "
+        "2 wrong usage, 130 interrupted, 143 terminated.",
     )
     parser.add_argument("--version", action="version", version=f"rlpips {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -1,0 +1,130 @@
+"""Options that the reports of `rlpips evaluate` share."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rlpips.cli.options import (
+    add_device_option,
+    add_output_option,
+    add_plot_option,
+    output_file,
+    output_folder,
+    positive,
+    seed,
+)
+
+
+def add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
+    """Add the options of reports on people's judgements, in data sets of this kind: '2afc' or 'jnd'."""
+    report.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"a data set in the layout of BAPPS; it holds {kind}/",
+    )
+    report.add_argument(
+        "--subsets", nargs="+", metavar="SUBSET", help="subsets, such as val/cnn (default: all of val)"
+    )
+    add_metrics_options(report, batch_size=32)
+    report.add_argument(
+        "--limit", type=positive, metavar="N", help="use only the first N examples of each subset"
+    )
+
+
+def add_metrics_options(report: argparse.ArgumentParser, batch_size: int) -> None:
+    """Add the options that name the metrics, and how they are measured."""
+    report.add_argument(
+        "--weights",
+        nargs="+",
+        default=["robust"],
+        metavar="METRIC",
+        help="the metrics: weights as for 'rlpips distance', also for another net (vgg:standard), or "
+        "MODULE:FUNCTION, a Python function that returns a metric (default: robust)",
+    )
+    add_device_option(report)
+    report.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"examples that run at once (default: {batch_size})",
+    )
+    report.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of all random draws (default: 0)"
+    )
+
+
+def add_attack_option(report: argparse.ArgumentParser, kind: Any, default: list[str]) -> None:
+    """Add the option that names attacks, which `kind` checks."""
+    report.add_argument(
+        "--attack",
+        nargs="+",
+        type=kind,
+        default=default,
+        metavar="NAME:EPS:STEPS",
+        help="attacks, such as linf:4/255:50. NAME is linf, l2, apgd-linf, apgd-l2 or ssa, with EPS on the "
+        f"[0, 1] scale, or stadv, with EPS in pixels (default: {' '.join(default) or 'none'})",
+    )
+
+
+def add_report_output(report: argparse.ArgumentParser) -> None:
+    """Add the options for what a report writes besides its table."""
+    group = report.add_argument_group("output")
+    add_output_option(
+        group,
+        output_file,
+        "write all numbers to FILE as JSON; if interrupted, run the same command again to continue",
+    )
+    add_plot_option(group, "draw histograms")
+    group.add_argument(
+        "--save-images",
+        type=output_folder,
+        metavar="DIR",
+        help="save the worst examples of each metric and attack, with the magnified difference beside them",
+    )
+
+
+def attack(text: str) -> str:
+    """Check an attack while the command line is read, so that a wrong one is wrong usage."""
+    from rlpips.attacks.parse import parse_attack
+
+    try:
+        parse_attack(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def attack_on_images(text: str) -> str:
+    """Check an attack that does not need triplets."""
+    from rlpips.attacks.parse import parse_attack
+    from rlpips.attacks.ssa import SSA
+
+    if isinstance(parse_attack(attack(text)), SSA):
+        raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
+    return text
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Check before the work what would fail after it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed, and there is a figure to draw.
+        ValueError: a metric is named twice.
+    """
+    for text in options.weights:
+        if options.weights.count(text) > 1:
+            raise ValueError(f"--weights names {text!r} twice")
+    if options.plot is not None:
+        from rlpips.plots import check_plot_file
+
+        check_plot_file(options.plot)
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a report's numbers depend on, for its JSON."""
+    names = ("data", "images", "subsets", "attack", "perturb", "size", "limit", "batch_size", "device")
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
