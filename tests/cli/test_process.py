@@ -4,17 +4,15 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
+import numpy as np
 import pytest
+from children import interruptible
+from commands import BLURRED, CAT, ENVIRONMENT
+from PIL import Image
 
-import rlpips
 from rlpips.cli import main
 from rlpips.system import processes
-
-ROOT = Path(rlpips.__file__).parents[1]
-CAT, BLURRED = ROOT / "examples" / "cat.png", ROOT / "examples" / "cat-blurred.png"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def shell(command, **environment):
@@ -154,3 +152,36 @@ def test_threads_with_nothing_to_do_sleep_unless_asked_to_wait_busily(weights, g
     done = shell(f"{given} rlpips distance {CAT} {BLURRED} --weights {weights}", OMP_DISPLAY_ENV="TRUE")
     assert done.returncode == 0
     assert re.search(rf"OMP_WAIT_POLICY ?= ?'{policy}'", done.stderr)
+
+
+def test_ctrl_c_ends_quietly_with_130(weights, tmp_path):
+    data = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    Image.fromarray(data).save(tmp_path / "0.png")
+    for i in range(1, 2000):
+        (tmp_path / f"{i}.png").hardlink_to(tmp_path / "0.png")
+    code = (  # it tells when images are read and PyTorch has been loaded
+        "import sys\n"
+        "from rlpips.cli import main\n"
+        "def tell(event, details):\n"
+        "    if event == 'open' and str(details[0]).endswith('/100.png') and 'torch.nn' in sys.modules:\n"
+        "        print('ready', flush=True)\n"
+        "sys.addaudithook(tell)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "pairs", "--all", str(tmp_path), "--weights", weights]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        preexec_fn=interruptible,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (out.replace("ready\n", ""), err) == ("", "")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f"{sys.executable} -m rlpips weights list | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
+    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
