@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from rlpips._choices import VERSIONS
 from rlpips.backbones.architectures import ARCHITECTURES, Backbone
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
 from rlpips.metric.features import FeatureNetwork
@@ -37,8 +38,6 @@ from rlpips.metric.heads import ScalingLayer
 from rlpips.metric.inputs import as_batch, check_image, check_pair
 
 Parameters = Mapping[str, Tensor]
-
-_VERSIONS = ("0.1", "0.0")
 
 
 def lpips(
@@ -194,7 +193,7 @@ def _features(
 ) -> tuple[Tensor, ...]:
     """Return what `features` returns; error messages call the images by this name."""
     net = _net(parameters)
-    if version not in _VERSIONS:
+    if version not in VERSIONS:
         raise ValueError(f"version={version!r} is unknown; choose '0.1' or '0.0'")
     like = parameters[_NAMES[net][0]]
     batch = as_batch(images)
@@ -241,7 +240,7 @@ class _FeatureModules(threading.local):
 
     def __init__(self) -> None:
         self.made = {
-            (net, version): _FeatureModule(net, version) for net in ARCHITECTURES for version in _VERSIONS
+            (net, version): _FeatureModule(net, version) for net in ARCHITECTURES for version in VERSIONS
         }
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NETS = ("alex", "vgg", "squeeze")
-VERSIONS = ("0.1", "0.0")
+from rlpips._choices import NETS, VERSIONS
 
 DISTANCES = (
     "A distance of 0 means the same image; larger means more different. With the default metric, a photo and "

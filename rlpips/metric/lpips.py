@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from rlpips._choices import NETS, VERSIONS
 from rlpips._version import __version__
 from rlpips.backbones.architectures import Backbone, architecture
 from rlpips.hub import checkpoints, loading
@@ -100,7 +101,7 @@ class LPIPS(FeatureNetwork):
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
-            keyword = "net" if pretrained in ("alex", "vgg", "vgg16", "squeeze") else "weights"
+            keyword = "net" if pretrained in (*NETS, "vgg16") else "weights"
             raise TypeError(
                 f"the first argument, pretrained, must be True or False, got {pretrained!r}; "
                 f"pass {keyword}={pretrained!r}"
@@ -108,7 +109,7 @@ class LPIPS(FeatureNetwork):
         arch = architecture(net)
         if isinstance(version, float):
             version = str(version)
-        if version not in ("0.0", "0.1"):
+        if version not in VERSIONS:
             raise ValueError(f"version={version!r} is unknown; choose '0.1' or '0.0'")
         if model_path is not None:
             if weights != "standard":

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlpips._choices import NETS
+
 if TYPE_CHECKING:
     from rlpips.attacks.base import Attack
 
@@ -37,7 +39,7 @@ class Recipe:
         ValueError: a value is out of range or contradicts another one.
     """
 
-    net: str = option("alex", "the backbone", choices=("alex", "vgg", "squeeze"))
+    net: str = option("alex", "the backbone", choices=NETS)
     weights: str = option(
         "imagenet",
         "where to start: 'imagenet' is an ImageNet backbone with random heads, as in LPIPS; else a name, a "

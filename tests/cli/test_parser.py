@@ -5,7 +5,9 @@ import pytest
 from commands import BLURRED, CAT, ENVIRONMENT, run
 
 import rlpips
+from rlpips.backbones.architectures import ARCHITECTURES
 from rlpips.cli import main
+from rlpips.cli.parser import make_parser
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,11 @@ def test_help_and_version_need_no_torch():
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(start)
+
+
+def test_every_net_and_version_is_a_choice():
+    commands = next(action.choices for action in make_parser()._actions if action.choices)
+    choices = {action.dest: action.choices for action in commands["distance"]._actions}
+    assert set(choices["net"]) == set(ARCHITECTURES)
+    for version in choices["version"]:
+        assert rlpips.LPIPS(pnet_rand=True, version=version).version == version
