@@ -145,7 +145,7 @@ def _table_of_names() -> str:
         module = f"rlpips.{page}"
         parts.append(f"## [`{module}`]({page}.md)\n\n| name | is |\n| --- | --- |")
         for name, what in _public_names()[module].items():
-            short = " *" if (page, name) in at_top else ""
+            short = "&nbsp;*" if (page, name) in at_top else ""
             parts[-1] += f"\n| [`{name}`]({page}.md#{module}.{name}){short} | {what} |"
     return "\n\n".join(parts)
 
