@@ -1,4 +1,4 @@
-"""The convolutional networks whose activations LPIPS compares: AlexNet, VGG16 and SqueezeNet 1.1.
+"""The convolutional networks whose features LPIPS compares: AlexNet, VGG16 and SqueezeNet 1.1.
 
 Layers, names and random initialisation are those of torchvision's `features`. Only the layers that LPIPS
 reads are built; there is no classifier. Slices keep torchvision's layer numbers, as in `lpips`:
@@ -19,7 +19,7 @@ from rlpips.backbones.pooling import MaxPool2d
 
 
 class AlexNetFeatures(NamedTuple):
-    """Activations of AlexNet after each of its five ReLUs."""
+    """Features of AlexNet: its activations after each of its five ReLUs."""
 
     relu1: Tensor
     relu2: Tensor
@@ -29,7 +29,7 @@ class AlexNetFeatures(NamedTuple):
 
 
 class VGG16Features(NamedTuple):
-    """Activations of VGG16 after the last ReLU of each of its five blocks."""
+    """Features of VGG16: its activations after the last ReLU of each of its five blocks."""
 
     relu1_2: Tensor
     relu2_2: Tensor
@@ -39,7 +39,7 @@ class VGG16Features(NamedTuple):
 
 
 class SqueezeNetFeatures(NamedTuple):
-    """Activations of SqueezeNet 1.1 at seven depths."""
+    """Features of SqueezeNet 1.1: its activations at seven depths."""
 
     relu1: Tensor
     relu2: Tensor

@@ -1,4 +1,4 @@
-"""Convolutions of activations in channels-last memory, where a CPU computes them fastest."""
+"""Convolutions of activations in channels-last memory, the layout in which a CPU computes them fastest."""
 
 from collections.abc import MutableMapping
 from typing import NamedTuple
