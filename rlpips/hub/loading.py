@@ -44,7 +44,7 @@ def load(
         FileNotFoundError: there is no such file, or it is the folder of a run that has not finished.
         ValueError: there is no such name, or it is for another architecture or version.
         CheckpointError: a file is damaged or not a checkpoint for this architecture.
-        WeightsUnavailableError: weights are not on this machine and cannot be downloaded, or not be read.
+        WeightsUnavailableError: weights are not on this machine and cannot be downloaded, or may not be read.
     """
     source = registry.find(weights, arch.name, version)
     checkpoint = Checkpoint() if source is None else _read(source, arch, version)

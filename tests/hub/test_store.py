@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from peers import images
@@ -353,7 +354,7 @@ def test_a_cache_that_cannot_be_made_is_reported(serve, alexnet_file, tmp_path, 
         rlpips.LPIPS()
 
 
-@pytest.mark.parametrize("kind", ["features", "torchvision", "lpips", "module"])
+@pytest.mark.parametrize("kind", ["features", "torchvision", "lpips", "module", "safetensors"])
 def test_a_backbone_is_imported_from_any_file_with_its_tensors(alexnet_file, tmp_path, monkeypatch, kind):
     content, features = alexnet_file
     entry = dataclasses.replace(registry.entry("alexnet"), tensors=tensors_digest(features))
@@ -362,6 +363,8 @@ def test_a_backbone_is_imported_from_any_file_with_its_tensors(alexnet_file, tmp
     path = tmp_path / "brought.pth"
     if kind == "torchvision":
         path.write_bytes(content)
+    elif kind == "safetensors":
+        safetensors.torch.save_file(features, path)
     elif kind == "lpips":
         metric = rlpips.LPIPS(pnet_rand=True)
         metric.net.load_features(features)
