@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpips.cli.parser import main, make_parser
+from rlpips.cli import main
+from rlpips.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

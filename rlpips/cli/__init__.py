@@ -1,5 +1,5 @@
 """The command line, `rlpips`: a module for each command."""
 
-from rlpips.cli.parser import main
+from rlpips.cli.entry import main
 
 __all__ = ["main"]

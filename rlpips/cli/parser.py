@@ -1,9 +1,6 @@
-"""The command line: its parser and its entry point. Torch is imported only by the commands that need it."""
+"""The parser of the command line. Torch is imported only by the commands that need it."""
 
 import argparse
-import logging
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from rlpips._version import __version__
@@ -15,7 +12,6 @@ from rlpips.cli.export import add_export
 from rlpips.cli.heatmap import add_heatmap
 from rlpips.cli.options import DISTANCES
 from rlpips.cli.pairs import add_pairs
-from rlpips.cli.process import run_command
 from rlpips.cli.train import add_train
 from rlpips.cli.triplets import add_triplets
 from rlpips.cli.weights import add_weights
@@ -24,23 +20,6 @@ _COMMANDS = (
     *(add_distance, add_compare, add_pairs, add_heatmap, add_triplets),
     *(add_evaluate, add_train, add_export, add_data, add_weights),
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    return run_command(partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None, options: argparse.Namespace) -> int:
-    """Read the arguments into `options`, and run the command that they name."""
-    make_parser().parse_args(arguments, options)
-    logging.basicConfig(format="rlpips: %(message)s", level=logging.WARNING)
-    if getattr(options, "device", None) == "auto":
-        from rlpips.system.processes import best_device
-
-        options.device = best_device()  # the one that reports name
-    status: int = options.run(options)
-    return status
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import BLURRED, CAT, ENVIRONMENT, run
+from commands import ENVIRONMENT
 
 import rlpips
 from rlpips.backbones.architectures import ARCHITECTURES
@@ -29,31 +29,6 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: rlpips" in capsys.readouterr().err
-
-
-def test_errors_are_one_line_and_end_with_1(weights, capsys, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for arguments, message in (
-        (
-            ["distance", "nothing.png", CAT, "--weights", weights],
-            "rlpips: nothing.png: there is no such file",
-        ),
-        (
-            ["distance", CAT, BLURRED, "--weights", "nothing.pth"],
-            "rlpips: error: 'nothing.pth' is neither a file",
-        ),
-        (["distance", CAT, BLURRED, "--weights", weights, "--device", "nonsense"], "rlpips: error: "),
-        (["compare", tmp_path / "a", tmp_path], "there is no such folder"),
-        (["pairs", CAT], "not a folder"),
-        (["pairs", tmp_path / "empty"], "there are no two images to compare"),
-        (["weights", "path", "alexnett"], "did you mean 'alexnet'?"),
-        (["weights", "path", "squeezenet1_1"], "rlpips weights download squeezenet1_1"),
-    ):
-        status, _, err = run(*arguments, capsys=capsys)
-        assert status == 1
-        assert message in err
-        assert "Traceback" not in err
-        assert len(err.splitlines()) == 1
 
 
 def test_help_and_version_need_no_torch():
