@@ -64,7 +64,7 @@ def test_runs_without_the_weights_of_lpips(execute, monkeypatch, tmp_path):
 
 
 def test_a_cell_shows_its_heatmap_once_and_bars_without_warnings(own_jupyter):
-    draw = "heatmap(torch.zeros(3, 64, 64), torch.rand(3, 64, 64))"
+    draw = "heatmap(torch.zeros(3, 64, 64), 2 * torch.rand(3, 64, 64) - 1)"
     cells = [
         f"import torch\nfrom rlpips.plots import heatmap\n{draw}",
         f"import matplotlib.pyplot as plt\n{draw}",  # which makes IPython show figures itself
