@@ -1,13 +1,14 @@
-"""Find near-duplicates among photos with FAISS: copies as they occur, and copies that an attacker made.
+"""Find near-duplicates among photos with FAISS: ordinary copies, and copies that an attacker made.
 
     pip install faiss-cpu
     python examples/near_duplicates.py PHOTOS
 
-The photos, as thumbnails, are embedded and put into a FAISS index. FAISS' L2 is the squared distance, so what
-it finds are the nearest neighbours by LPIPS, at LPIPS' distances. Then copies of some of the photos are
-looked up: compressed, blurred, brightened; and attacked, changed by at most 4/255 so that the metric calls
-them as far from their original as it can be made to. A copy counts as found if the nearest photo is its
-original, at less than half the distance of the two most alike photos.
+The photos become thumbnails, the thumbnails become vectors, and the vectors go into a FAISS index. FAISS' L2
+is the squared distance, so the index finds the nearest neighbours by the metric, with the metric's distances.
+Then the script looks up copies of some of the photos. The copies are compressed, blurred or brightened. Others
+are attacked: no value changes by more than 4/255, and the metric puts the copy as far from its original as the
+attack can make it. A copy counts as found if the nearest photo is its original, and is less than half as far
+away as the two most similar photos are from each other.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def thumbnails(folder: Path, count: int, size: int = 64) -> torch.Tensor:
 
 
 def found(metric: rlpips.LPIPS, photos: torch.Tensor, queries: int) -> dict[str, int]:
-    """Return how many copies of the first photos are found, for each kind of copy."""
+    """Count how many copies of the first photos are found, for each kind of copy."""
     embeddings = embed(metric, photos)
     index = faiss.IndexFlatL2(embeddings.shape[1])
     index.add(embeddings.numpy())
@@ -56,7 +57,7 @@ def found(metric: rlpips.LPIPS, photos: torch.Tensor, queries: int) -> dict[str,
 
 
 def main() -> None:
-    """Print a table of what is found with LPIPS' own weights and with the robust ones."""
+    """Print how many copies LPIPS and the robust metric find."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of photos")
     parser.add_argument("--count", type=int, default=400, help="how many to search (400)")

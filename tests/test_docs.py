@@ -14,8 +14,8 @@ from rlpips.cli import main
 from rlpips.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
-pytestmark = pytest.mark.skipif(not PAGES, reason="needs the source tree")
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "weights" / "README.md"]
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
 
 def name_of(page):
@@ -69,7 +69,7 @@ def commands(page):
                 yield words[words.index("rlpips") + 1 :]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "weights" / "README.md"], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=name_of)
 def test_commands_are_ones_that_exist(page):
     for arguments in commands(page):
         make_parser().parse_args(arguments)
