@@ -1,4 +1,4 @@
-"""Measurements of this package; `python -m benchmarks` runs those of speed and memory."""
+"""Benchmarks of this package; `python -m benchmarks` runs those of speed and memory."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""PGD on a metric: a step of `rlpips.attacks` against a step as the reference R-LPIPS code does it.
+"""The time of a PGD step on a metric, in `rlpips.attacks` and in the reference R-LPIPS code.
 
-That code runs all four images of two distances through the backbone and back at every step. Both ways here
-take the same number of steps on the same batch, in float32, with the same random AlexNet, in turn.
+That code runs all four images of two distances through the backbone, forward and backward, at every step.
+Both take the same number of steps on the same batch, in float32, with the same random AlexNet, in turn.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from rlpips.attacks import PGD, RankFlip
 def reference_way(
     metric: torch.nn.Module, ref: torch.Tensor, x0: torch.Tensor, x1: torch.Tensor, eps: float, steps: int
 ) -> torch.Tensor:
-    """Perturb `x0` as the reference code does: four passes a step, gradients to every image."""
+    """Attack `x0` as the reference code does: four passes a step, gradients to every image."""
     ranking = lpips.BCERankingLoss()
     judge = torch.zeros(len(ref), 1, 1, 1)
     ref, x0, x1 = (each.clone().requires_grad_() for each in (ref, x0, x1))

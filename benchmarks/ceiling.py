@@ -1,7 +1,7 @@
-"""How fast a metric can be: what its convolutions alone take, and how near they are to what the CPU can do.
+"""How fast a metric can be: the time of its convolutions alone, and how close they are to the CPU's limit.
 
-`ceiling` is how many times as long `lpips` takes (in float32) as our convolutions: what would be reached if
-nothing else took any time. A product of large matrices in the same precision stands for what the CPU can do.
+`ceiling` is the time of `lpips` (in float32) over the time of our convolutions: the speed-up if nothing else
+took any time. A product of large matrices in the same precision stands for the CPU's limit.
 """
 
 import statistics
@@ -28,7 +28,7 @@ def product(dtype: torch.dtype) -> float:
 
 
 def convolving(run: Callable[[], Any]) -> float:
-    """Return the seconds that a run spends in convolutions."""
+    """Return the seconds of a run that are spent in convolutions."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     events = (event for event in profiler.key_averages() if event.key in CONVOLUTIONS)
@@ -61,7 +61,7 @@ def measure(net: str, shape: tuple[int, ...], peak: dict[bool, float]) -> list[d
 
 
 def main() -> None:
-    """Print the share of convolutions in the time, their speed, and the ceiling."""
+    """Print the convolutions' share of the time, their speed, and the ceiling."""
     warnings.simplefilter("ignore")
     peak = {False: product(torch.float32), True: product(torch.bfloat16)}
     print(f"a matrix product: {peak[False]:.0f} GFLOP/s in float32, {peak[True]:.0f} in bfloat16")

@@ -1,6 +1,6 @@
-"""What `import rlpips`, and building a metric from it, cost beyond `import torch`.
+"""The time of `import rlpips`, and of building a metric, beyond `import torch`.
 
-Each statement runs in new processes, in turn with the others, and the median wall time is printed.
+Each statement runs in new processes, in turn with the others. The median wall time is printed.
 """
 
 import statistics

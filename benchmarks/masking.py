@@ -1,9 +1,9 @@
-"""Is a metric robust, or only hard to climb? Attacks that no gradient leads, stronger ones, larger budgets.
+"""Is a metric robust, or does it only hide its gradient? Other attacks, more steps, larger budgets.
 
-The share of triplets judged right: under the attacks of AutoAttack (white-box APGD and the black-box
-Square), under attacks found on standard LPIPS and transferred, with more steps, and with larger budgets,
-which must drive it to zero. Masked gradients would show as a black-box attack that beats the white-box
-ones, or as a score that stays where the budget is large (Athalye et al. 2018, arXiv 1802.00420).
+The share of triplets judged right under the attacks of AutoAttack (white-box APGD and the black-box
+Square), under attacks transferred from standard LPIPS, with more steps, and with larger budgets, which
+must bring it to zero. With masked gradients a black-box attack would succeed more often than the white-
+box ones, or the share would stay high at large budgets (Athalye et al. 2018, arXiv 1802.00420).
 `benchmarks.robust` prints these.
 """
 
@@ -21,7 +21,7 @@ EPS = 4 / 255
 
 
 def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: Tensor) -> float:
-    """Return the share of triplets judged as `judge` says, with attacked images `(N, 3, H, W)` in place."""
+    """Return the share of triplets that are judged as `judge` says, given attacked images `(N, 3, H, W)`."""
     objective = RankFlip(metric, *triplets, perturb=perturb)
     with torch.no_grad():
         d0, d1 = objective.distances(attacked, torch.arange(len(attacked)))
@@ -29,7 +29,7 @@ def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: 
 
 
 def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, steps: int) -> Tensor:
-    """Return what one of AutoAttack's attacks makes of the perturbed images, in [-1, 1]."""
+    """Run one of AutoAttack's attacks, and return the attacked images in [-1, 1]."""
     from pyautoattack import AutoAttack
 
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
@@ -43,7 +43,7 @@ def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, 
 def attacked(
     metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield each attack's name and what it makes of the perturbed images."""
+    """Yield each attack's name and the attacked images."""
     own, other = (RankFlip(each, *triplets, perturb=perturb) for each in (metric, standard))
     other.goal = float("inf")  # a transferred attack does not know when it has succeeded
     yield "natural", own.x
@@ -55,7 +55,7 @@ def attacked(
     yield f"Square, {20 * steps} queries", autoattack(metric, triplets, perturb, "square", steps)
     yield "transfer from LPIPS", PGD("linf", EPS, steps)(other, other.x)
     for k in (8, 16, 32, 64):
-        long = PGD("linf", k / 255, 7 * steps, momentum=0.6)  # far to go: see that steps do not run out
+        long = PGD("linf", k / 255, 7 * steps, momentum=0.6)  # a large budget needs more steps
         yield f"PGD {7 * steps}, eps {k}/255", long(own, own.x)
 
 

@@ -1,6 +1,6 @@
-"""Peak memory of a loss step, beyond inputs and weights, against `lpips`; each in a process of its own.
+"""Peak memory of a loss step, beyond inputs and weights, against `lpips`, each in its own process.
 
-The peak is the kernel's (Linux), reset after a first small step, so that it holds what the work needs alone.
+The peak is the kernel's (Linux). It is reset after a first small step, so it counts only the step itself.
 """
 
 import contextlib

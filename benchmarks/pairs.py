@@ -1,7 +1,7 @@
-"""All pairs of a set of images: embeddings and their distances against `lpips` on every pair.
+"""All pairs of a set of images: embeddings and their distances, against `lpips` on every pair.
 
-`lpips` runs both images of every pair through the backbone, 64 pairs at a time. Both ways have the same
-random AlexNet and heads, and are timed in turn, without gradients, in float32.
+`lpips` runs both images of every pair through the backbone, 64 pairs at a time. Both use the same random
+AlexNet and heads, and are timed in turn, without gradients, in float32.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""Other people's metrics: to be timed, and, where they are metrics of their own, for `rlpips evaluate`.
+"""Metrics of other packages, for the speed benchmarks and for `rlpips evaluate`.
 
 `--weights benchmarks.peers:stlpips_alex` names a metric there.
 """
@@ -37,9 +37,9 @@ def _stlpips(net: str) -> torch.nn.Module:
 
 
 def metrics(net: str, device: str = "cpu") -> dict[str, Metric]:
-    """Return all LPIPS there are with the same random weights, on images in [-1, 1], ours and `lpips` first.
+    """Return every implementation of LPIPS with the same random weights, for images in [-1, 1], ours first.
 
-    Those of torchmetrics, piqa and piq (which has VGG16 only) are among them where they are installed.
+    `lpips` is second. torchmetrics, piqa and piq (VGG16 only) follow if they are installed.
     """
     import lpips
 

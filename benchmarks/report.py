@@ -1,4 +1,4 @@
-"""What every benchmark says beside its numbers, and where it keeps them: `benchmarks/results/NAME.json`."""
+"""What every benchmark reports with its numbers, and where it keeps them: `benchmarks/results/NAME.json`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers were measured on, and with."""
+    """Describe the machine and the versions of the packages."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -40,6 +40,6 @@ def machine() -> dict[str, Any]:
 
 
 def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Keep a table's rows."""
+    """Write the rows of a table to its file."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**machine(), "rows": list(rows)}, indent=1) + "\n")

@@ -1,9 +1,9 @@
 """How robust metrics are: the tables of docs/benchmarks.md, by one command.
 
-`python -m benchmarks.robust PHOTOS FOLDER` keeps every fifth photo, as in weights/README.md, renders
-triplets of these with distortions that the training of the robust metric never saw, lets a panel judge
-them, and measures how often each metric judges as the panel does. Everything is kept in FOLDER; the same
-command goes on with what was interrupted. It takes hours, most of them with VGG16; `--weights` and
+`python -m benchmarks.robust PHOTOS FOLDER` keeps every fifth photo, as in weights/README.md. It makes
+triplets of them with distortions that the training of the robust metric never saw, and lets a panel label
+them. Then it measures how often each metric agrees with the labels. Everything is kept in FOLDER. If you
+interrupt it, the same command continues. It takes hours, most of them with VGG16; `--weights` and
 `--count` choose less.
 """
 

@@ -1,7 +1,7 @@
-"""What a distance means: medians of the metric that ships over ordinary changes of photos.
+"""What a distance means: medians of the robust metric's distances for ordinary changes of photos.
 
-`python -m benchmarks.scale PHOTOS` takes a square of 224 pixels of a hundred photos, 3 pixels from the
-corner, so that the blocks of a JPEG do not lie on those of the photo's own.
+`python -m benchmarks.scale PHOTOS` takes a square of 224 pixels from each of a hundred photos. The square
+starts 3 pixels from the corner, so that its JPEG blocks do not coincide with those of the photo.
 """
 
 import io

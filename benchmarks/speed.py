@@ -1,8 +1,8 @@
-"""The speed of the metric against every other LPIPS, and against its backbone alone.
+"""The speed of the metric, against every other LPIPS and against its backbone alone.
 
-Every row is measured in turn with its rivals in one process, with the same tensors, random weights and
-threads, and reported as the median of the ratios of each round. The others run as they come out of their
-constructors; 'backbone' is the convolutions, ReLUs and poolings alone, in channels-last memory.
+In every row all packages run in turn in one process, with the same tensors, random weights and threads. A
+ratio is the median over the rounds. The other packages run as their constructors make them. 'backbone' is the
+convolutions, ReLUs and poolings alone, in channels-last memory.
 
 `python -m benchmarks.speed --device cuda` does the same on a GPU, in float32, TF32 and bfloat16.
 """
@@ -116,7 +116,7 @@ def rows(net: str, shape: tuple[int, ...], device: str) -> dict[str, dict[str, R
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Print how many times as long the others take as ours does."""
+    """Print the time of each package over that of rlpips."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args(arguments).device

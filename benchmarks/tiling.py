@@ -1,9 +1,8 @@
-"""What a pair of images takes in memory and time, whole and in tiles.
+"""Memory and time of a pair of images, whole and in tiles.
 
-Every row runs in a process of its own, and its memory is all that this process ever held, Python, torch, the
-weights (random ones) and the images included. Rows are named on the command line as NET:HEIGHTxWIDTH:TILE,
-TILE being 0 for none, with :step at the end for forward and backward to one image:
-`python -m benchmarks.tiling vgg:2160x3840:512`.
+Every row runs in its own process. Its memory is the peak of this process, with Python, torch, the (random)
+weights and the images. Name rows on the command line as NET:HEIGHTxWIDTH:TILE, where TILE is 0 for none. Add
+:step for forward and backward to one image: `python -m benchmarks.tiling vgg:2160x3840:512`.
 """
 
 import resource
@@ -20,7 +19,7 @@ ROWS = (
 
 def measure(row: str) -> None:
     """Run one row and print its distance, the peak of this process' memory, and the time."""
-    import torch  # here, so that the process which starts the others stays small
+    import torch  # here, so that the parent process stays small
 
     import rlpips
 
@@ -42,7 +41,7 @@ def main(rows: tuple[str, ...] = ROWS) -> None:
     for row in rows:
         code = f"from benchmarks.tiling import measure; measure({row!r})"
         done = subprocess.run([sys.executable, "-c", code], check=False)
-        if done.returncode:  # killed for want of memory, most likely
+        if done.returncode:  # most likely killed because memory ran out
             print(f"{row:28} failed with status {done.returncode}", flush=True)
 
 

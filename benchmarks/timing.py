@@ -1,4 +1,4 @@
-"""Timing ways of doing the same work in turn, so that what else a machine does falls on all of them."""
+"""Time several ways of doing the same work in turn, so that other load on the machine affects all of them."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Return the seconds that each way took, `rounds` times, after one round that does not count.
 
-    `finish` waits for what a run left to a device.
+    `finish` waits for work that a run left on a device.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
@@ -25,5 +25,5 @@ def in_turn(
 
 
 def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
-    """Return the median, round by round, of how many times as long one way took as another."""
+    """Return the time of one way over that of another: the median over the rounds."""
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))

@@ -1,8 +1,8 @@
-"""Adversarial training of the whole AlexNet: a step of `rlpips train` against one of the reference code.
+"""The time of an adversarial training step on the whole AlexNet, in `rlpips train` and in the reference code.
 
-The reference R-LPIPS code runs all four images of two distances through the backbone and back, with gradients
-to every weight, at every step of its attack, in float32. Both ways here do the same work on the same batch,
-from the same random AlexNet, in turn: PGD on x0, then a step of Adam; ours in float32 or with a
+The reference R-LPIPS code runs all four images of two distances through the backbone, forward and backward,
+with gradients to every weight, at every step of its attack, in float32. Both do the same work on the same
+batch, from the same random AlexNet, in turn: PGD on x0, then a step of Adam. Ours runs in float32, and with a
 backbone in bfloat16.
 """
 
@@ -83,7 +83,7 @@ def row(steps: int, batch: int, precision: str, rounds: int) -> dict[str, Any]:
 
 
 def main(rounds: int = 5) -> None:
-    """Print rates and the ratio, the median of those of each round."""
+    """Print the rates, and the median ratio over the rounds."""
     warnings.simplefilter("ignore")
     print(f"adversarial training of AlexNet, PGD on x0, 64 px, {torch.get_num_threads()} threads")
     result = []

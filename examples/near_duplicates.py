@@ -3,12 +3,12 @@
     pip install faiss-cpu
     python examples/near_duplicates.py PHOTOS
 
-The photos become thumbnails, the thumbnails become vectors, and the vectors go into a FAISS index. FAISS' L2
-is the squared distance, so the index finds the nearest neighbours by the metric, with the metric's distances.
-Then the script looks up copies of some of the photos. The copies are compressed, blurred or brightened. Others
-are attacked: no value changes by more than 4/255, and the metric puts the copy as far from its original as the
-attack can make it. A copy counts as found if the nearest photo is its original, and is less than half as far
-away as the two most similar photos are from each other.
+The photos become thumbnails, the thumbnails become vectors, and the vectors go into a FAISS index. FAISS'
+L2 is the squared distance, so the index finds the nearest neighbours by the metric, with the metric's
+distances. Then the script looks up copies of some of the photos. The copies are compressed, blurred or
+brightened. Others are attacked: no value changes by more than 4/255, and the metric puts the copy as far
+from its original as the attack can make it. A copy counts as found if the nearest photo is its original,
+and is less than half as far away as the two most similar photos are from each other.
 """
 
 import argparse
