@@ -25,8 +25,8 @@ def main(count: int = 64, size: int = 64, rounds: int = 3) -> None:
 
     @torch.no_grad()
     def all_pairs() -> torch.Tensor:
-        parts = zip(first.flatten().split(64), second.flatten().split(64), strict=True)
-        return torch.cat([theirs(images[i], images[j]).flatten() for i, j in parts])
+        batches = zip(first.flatten().split(64), second.flatten().split(64), strict=True)
+        return torch.cat([theirs(images[i], images[j]).flatten() for i, j in batches])
 
     times = in_turn({"lpips": all_pairs, "rlpips": lambda: pdist(ours, images)}, rounds)
     print(f"all pairs of {count} images, {size} px, float32, {torch.get_num_threads()} threads")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpips.cli.metrics import chosen_metric
-from rlpips.cli.options import DISTANCES, add_plot_option
+from rlpips.cli.options import ABOUT_DISTANCES, add_plot_option
 from rlpips.cli.pair_reports import add_report_options, report_pairs
 from rlpips.errors import printable
 
@@ -19,7 +19,7 @@ def add_compare(commands: Any) -> None:
         "compare",
         help="compare images of the same name in two folders",
         description="Measure the distances between images of the same name in two folders, and their mean.",
-        epilog=DISTANCES,
+        epilog=ABOUT_DISTANCES,
     )
     command.add_argument("dir0", metavar="DIR0", type=Path, help="a folder of images")
     command.add_argument("dir1", metavar="DIR1", type=Path, help="another, with files of the same names")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlpips.cli.options import DISTANCES
+from rlpips.cli.options import ABOUT_DISTANCES
 from rlpips.cli.pair_reports import add_report_options, report_pairs
 
 
@@ -14,7 +14,7 @@ def add_distance(commands: Any) -> None:
         "distance",
         help="measure the distance between two images",
         description="Measure the distance between two images.",
-        epilog=DISTANCES,
+        epilog=ABOUT_DISTANCES,
     )
     command.add_argument("a", metavar="A", type=Path, help="an image file")
     command.add_argument("b", metavar="B", type=Path, help="another image file")

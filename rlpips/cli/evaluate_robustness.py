@@ -98,7 +98,7 @@ def _evaluate_robustness(options: argparse.Namespace) -> int:
 
 
 def _table(report: "RobustnessReport") -> str:
-    """Lay medians out, with a row for each kind of change and a column for each metric."""
+    """Lay out the medians: a row for each kind of change, a column for each metric."""
     import numpy as np
 
     def medians(by_metric: dict[str, Any]) -> list[str]:
@@ -115,5 +115,5 @@ def _table(report: "RobustnessReport") -> str:
     rows.append(["-", "distortions", *medians(ordinary), ""])
     count = len(report.images)
     return "\n".join(
-        [*aligned(rows), f"{count} image{'s' if count != 1 else ''}, median distances under each metric"]
+        [*aligned(rows), f"{count} image{'s' if count != 1 else ''}, median distances in each metric"]
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlpips._choices import NETS, VERSIONS
 
-DISTANCES = (
+ABOUT_DISTANCES = (
     "A distance of 0 means the same image; larger means more different. With the default metric, a photo and "
     "its JPEG of quality 70 are about 0.02 apart (0.03 at quality 40, 0.06 at 20, 0.1 at 10), and two "
     "different photos are about 0.7 apart."

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlpips.cli.options import DISTANCES
+from rlpips.cli.options import ABOUT_DISTANCES
 from rlpips.cli.pair_reports import add_report_options, report_pairs
 from rlpips.errors import printable
 
@@ -16,7 +16,7 @@ def add_pairs(commands: Any) -> None:
         help="compare the images of one folder with each other",
         description="Measure the distance from each image of a folder to the next one by name, or to all "
         "others.",
-        epilog=DISTANCES,
+        epilog=ABOUT_DISTANCES,
     )
     command.add_argument("dir", metavar="DIR", type=Path, help="a folder of images")
     command.add_argument("--all", action="store_true", help="measure all pairs")

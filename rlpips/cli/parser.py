@@ -10,7 +10,7 @@ from rlpips.cli.distance import add_distance
 from rlpips.cli.evaluate import add_evaluate
 from rlpips.cli.export import add_export
 from rlpips.cli.heatmap import add_heatmap
-from rlpips.cli.options import DISTANCES
+from rlpips.cli.options import ABOUT_DISTANCES
 from rlpips.cli.pairs import add_pairs
 from rlpips.cli.train import add_train
 from rlpips.cli.triplets import add_triplets
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rlpips",
         description="Measure how different images look (LPIPS, R-LPIPS).",
-        epilog=f"{DISTANCES} Exit status: 0 success, 1 something failed or could not be measured, "
+        epilog=f"{ABOUT_DISTANCES} Exit status: 0 success, 1 something failed or could not be measured, "
         "2 wrong usage, 130 interrupted, 143 terminated.",
     )
     parser.add_argument("--version", action="version", version=f"rlpips {__version__}")

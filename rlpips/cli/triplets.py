@@ -65,7 +65,7 @@ def add_triplets(commands: Any) -> None:
 
 
 def _triplets(options: argparse.Namespace) -> int:
-    """Make triplets, say what was made, name the photos that could not be read."""
+    """Make triplets, print what was made, and tell which photos could not be read."""
     from rlpips.data.triplets import make_triplets
 
     made = make_triplets(
