@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from rlpips.attacks.base import Attack
 from rlpips.attacks.objectives import Inflate
@@ -16,12 +16,11 @@ from rlpips.evaluation.scores import accuracy, mean_of
 from rlpips.metric.lpips import LPIPS
 from rlpips.system.processes import Processes
 from rlpips.training.attack_pictures import save_attacked_triplets
+from rlpips.training.batches import Items
 from rlpips.training.recipe import Recipe
 from rlpips.training.settings import Settings
 
 _PICTURED = 4  # triplets in a picture
-
-Items = Dataset[dict[str, Any]]
 
 
 def validate(
@@ -30,16 +29,17 @@ def validate(
     """Score a metric on triplets, clean and with each image attacked that the recipe attacks.
 
     Args:
-        recipe: the recipe; its attack validates, with a fixed budget and `settings.validation_steps` steps.
-        metric: the metric, on `settings.device`. Its mode, eval or train, is put back.
+        recipe: the recipe. Its attack is used, with the budget `eps` and `settings.validation_steps` steps.
+        metric: the metric, on `settings.device`. It is left in the mode, eval or train, that it was in.
         data: triplets with judgements.
         settings: how many triplets and how many steps.
         picture: a PNG file to show some attacked triplets in; none is written without attacks.
 
     Returns:
-        'natural': the accuracy on clean triplets; by the name of what is attacked, such as 'x0': that under
-        attack; 'score': the mean of the first and of the mean of the others; with attacks 'inflation': the
-        median distance from references to their attacked copies over the median distance of the triplets.
+        'natural', the accuracy on clean triplets, and under names such as 'x0' the accuracy when that image
+        is attacked. 'score' is the mean of 'natural' and of the mean accuracy under attack. With attacks also
+        'inflation', the median distance from references to their attacked copies over the median distance
+        of the triplets.
     """
     training = metric.training
     metric.eval()

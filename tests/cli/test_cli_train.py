@@ -172,7 +172,10 @@ def test_triplets_of_photos_are_those_that_are_written(photos, tmp_path):
         (["--data", "nowhere"], "nowhere/2afc/train: there is no such folder"),
         (["--data", "DATA", "--subsets", "train/none"], "train/none: there is no such folder; there are toy"),
         (["--photos", "nowhere", "--teachers", "START"], "nowhere: there is no such folder"),
-        (["--photos", "PHOTOS"], "nobody has judged triplets made from --photos; name metrics that do with --teachers"),
+        (
+            ["--photos", "PHOTOS"],
+            "nobody has judged triplets made from --photos; name metrics that do with --teachers",
+        ),
         (["--photos", "PHOTOS", "--size", "500", "--teachers", "START"], "8 are smaller than 500 pixels"),
         (["--data", "DATA", "--batch", "13"], "12 triplets are too few for a batch of 13"),
         (["--data", "DATA", "--recipe", "cake"], "there is no recipe 'cake'; the recipes are lpips, r-lpips"),
