@@ -1,5 +1,6 @@
 """What the documentation shows is run: its Python, its shell sessions; and its commands are ones that exist."""
 
+import argparse
 import doctest
 import importlib
 import re
@@ -75,6 +76,19 @@ def test_commands_are_ones_that_exist(page):
         make_parser().parse_args(arguments)
 
 
+def leaves(parser, *words):
+    """Return the words of every command that a parser knows, and of their commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return [leaf for word, part in action.choices.items() for leaf in leaves(part, *words, word)]
+    return [words]
+
+
+def test_the_page_of_the_command_line_has_an_example_of_every_command():
+    shown = list(commands(ROOT / "docs" / "command-line.md"))
+    assert [leaf for leaf in leaves(make_parser()) if not any(s[: len(leaf)] == [*leaf] for s in shown)] == []
+
+
 def test_the_reference_has_a_page_for_every_folder_and_module_with_public_names():
     pages = {page.stem for page in (ROOT / "docs" / "api").glob("*.md")} - {"index"}
     assert pages == set(re.findall(r"api/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())) - {"index"}
@@ -97,7 +111,8 @@ def test_a_public_name_is_in_one_folder_only():
 
 def rows(page):
     """Return the rows of the tables of a page, as lists of cells."""
-    lines = [line.strip("| ") for line in page.read_text().splitlines() if line.startswith("|")]
+    text = page.read_text().replace("\N{NO-BREAK SPACE}", " ")
+    lines = [line.strip("| ") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
