@@ -1,4 +1,4 @@
-"""LPIPS and R-LPIPS, the perceptual image distances, as one drop-in PyTorch module."""
+"""A perceptual image distance that is hard to fool: LPIPS, R-LPIPS and robust metrics in one PyTorch module."""
 
 import lazy_loader
 
