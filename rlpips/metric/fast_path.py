@@ -18,7 +18,7 @@ def can_run_fast(shape0: Sequence[int], shape1: Sequence[int]) -> bool:
     It may not if one image is compared with many, nor under `torch.compile`, tracing, export, `torch.func` or
     forward-mode differentiation: these need the operations of the formula.
     """
-    return tuple(shape0) == tuple(shape1) and eager()
+    return eager() and tuple(shape0) == tuple(shape1)  # in this order, because tracing records the comparison
 
 
 def fast_layer_maps(
@@ -78,7 +78,9 @@ def features_in_one_run(
             f0, f1 = torch.split(f, sizes)
             yield f0, f1
         return
-    yield from zip(
-        *(each.features if isinstance(each, Reference) else net.features(scale(each)) for each in (in0, in1)),
-        strict=False,  # the metric may compare fewer layers than the backbone has
+    features0, features1 = (
+        each.features if isinstance(each, Reference) else net.features(scale(each)) for each in (in0, in1)
     )
+    # torch.compile cannot trace `yield from zip`. The metric may compare fewer layers than the backbone has.
+    for f0, f1 in zip(features0, features1, strict=False):
+        yield f0, f1

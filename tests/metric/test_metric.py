@@ -883,7 +883,7 @@ def test_on_cuda_values_are_the_cpus_and_nothing_waits_for_the_device(net, monke
         ({"weights": "lpips-alex-v0.0"}, "are for version='0.0', not '0.1'"),
         ({"version": 0.2}, "version='0.2' is unknown"),
         ({"weights": "robust", "net": "squeeze"}, "no robust weights for net='squeeze'"),
-        ({"weights": "lpips-alex-v0.1", "lpips": False}, "holds heads alone"),
+        ({"weights": "lpips-alex-v0.1", "lpips": False}, "holds only heads"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
