@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; before
     cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
+import hypothesis
 import lpips
 import pytest
 import torch
@@ -16,6 +17,9 @@ from users import open_to_all
 
 import rlpips
 from rlpips.hub import registry, store
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("no deadline")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -41,7 +41,7 @@ def named_heads(parameters):
 # --- the same numbers ---------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     net=st.sampled_from(list(NETS)),
     dtype=st.sampled_from([torch.float32, torch.float64]),

@@ -179,7 +179,7 @@ def test_truncated_files_are_refused_by_name(tmp_path, suffix, keep):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_bytes_give_an_image_or_an_error_that_names_the_file(tmp_path_factory, data):
     path = (

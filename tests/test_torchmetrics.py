@@ -83,7 +83,7 @@ def test_values_of_batches_and_of_all_are_those_of_torchmetrics(make, net, norma
     assert ours.compute().shape == theirs.compute().shape
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     reduction=st.sampled_from(["mean", "sum", "none"]),

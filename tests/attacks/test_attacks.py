@@ -35,7 +35,7 @@ attacks = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     attack=attacks,
     perturb=st.sampled_from(PERTURB),

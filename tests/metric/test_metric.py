@@ -79,7 +79,7 @@ def test_values_are_those_of_lpips_for_large_images(net, size, dtype):
             assert difference(ours(in0, in1), theirs(in0, in1)) <= LIMIT[dtype]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     net=st.sampled_from(list(NETS)),
     dtype=st.sampled_from(list(LIMIT)),

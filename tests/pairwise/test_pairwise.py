@@ -70,7 +70,7 @@ def test_the_documented_width(metric):
     assert embed(metric, images(1, 3, 64, 64)).shape == (1, 31872)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     st.integers(0, 5), st.integers(0, 4), st.integers(31, 50), st.integers(31, 50),
     st.sampled_from([1, 200_000, 600_000, 3_000_000, 1 << 30]), st.integers(1, 4), st.data(),
