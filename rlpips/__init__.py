@@ -1,4 +1,4 @@
-"""A perceptual image distance that is hard to fool: LPIPS, R-LPIPS and robust metrics in one PyTorch module."""
+"""A perceptual image distance that is hard to fool: LPIPS and robust metrics in one PyTorch module."""
 
 import lazy_loader
 
