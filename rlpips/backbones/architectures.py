@@ -210,8 +210,11 @@ class Backbone(nn.Module):
     @property
     def in_channels(self) -> int | None:
         """The number of channels that images must have, or None if the first layer does not say."""
-        channels: int | None = getattr(next(next(self.children()).children(), None), "in_channels", None)
-        return channels
+        for part in self.children():
+            for layer in part.children():  # no next(): torch.compile does not follow it before torch 2.7
+                channels: int | None = getattr(layer, "in_channels", None)
+                return channels
+        return None
 
     def features(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the features of each slice, `(N, C, h, w)`, in any memory format.

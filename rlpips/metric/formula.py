@@ -100,4 +100,4 @@ def upsample(in_tens: Tensor, out_HW: Sequence[int] | int = (64, 64)) -> Tensor:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Convert 16-bit floats to float32; return float32 and float64 unchanged."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -64,7 +64,7 @@ class NetLinLayer(nn.Module):
 def has_hooks(module: nn.Module) -> bool:
     """Return whether calling a module does more than its class says: it has hooks, or its own `forward`."""
     hooks = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module))
+    return bool(hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__)
 
 
 def unchanged_weights(lin: nn.Module) -> Tensor | None:
