@@ -99,7 +99,7 @@ def rows(net: str, shape: tuple[int, ...], device: str) -> dict[str, dict[str, R
             "backbone": reduced(backbone),
         }
     if net == "alex":  # compiling takes its time
-        compiled = torch.compile(ours)
+        compiled = torch.compile(ours, dynamic=False)
         table |= {
             "forward, compiled": {
                 "rlpips": forward(compiled),
