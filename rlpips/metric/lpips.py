@@ -325,7 +325,7 @@ class LPIPS(FeatureNetwork):
             tile: int | None = None,
         ) -> tuple[Tensor, list[Tensor]]: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """Do as `forward` does."""
+            """Measure distances: see `forward`."""
 
     def reference(self, images: Tensor, normalize: bool = False) -> Reference:
         """Compute the features of images once, to compare the images many times.
@@ -333,8 +333,9 @@ class LPIPS(FeatureNetwork):
         `metric(x, metric.reference(y))` equals `metric(x, y)`. If `y` stays the same, it takes half the time.
 
         Args:
-            images: as for `forward`. Gradients flow to them, except under `torch.no_grad`. A loss may use a
-                reference that was made under `torch.inference_mode`.
+            images: `(N, 3, H, W)`, RGB in [-1, 1], floating point, on the metric's device; grey images and
+                a single image as `forward` takes them. Gradients flow to them, except under `torch.no_grad`.
+                A loss may use a reference that was made under `torch.inference_mode`.
             normalize: the images are in [0, 1].
 
         Raises:
