@@ -15,8 +15,11 @@ from rlpips.cli.options import (
 )
 
 
-def add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
-    """Add the options of reports on people's judgements, in data sets of this kind: '2afc' or 'jnd'."""
+def add_data_options(report: argparse.ArgumentParser, kind: str, unit: str = "examples") -> None:
+    """Add the options of reports on people's judgements, in data sets of this kind: '2afc' or 'jnd'.
+
+    `unit` is what a batch holds.
+    """
     report.add_argument(
         "--data",
         type=Path,
@@ -27,13 +30,13 @@ def add_data_options(report: argparse.ArgumentParser, kind: str) -> None:
     report.add_argument(
         "--subsets", nargs="+", metavar="SUBSET", help="subsets, such as val/cnn (default: all of val)"
     )
-    add_metrics_options(report, batch_size=32)
+    add_metrics_options(report, batch_size=32, unit=unit)
     report.add_argument(
         "--limit", type=positive, metavar="N", help="use only the first N examples of each subset"
     )
 
 
-def add_metrics_options(report: argparse.ArgumentParser, batch_size: int) -> None:
+def add_metrics_options(report: argparse.ArgumentParser, batch_size: int, unit: str = "examples") -> None:
     """Add the options that name the metrics, and how they are measured."""
     report.add_argument(
         "--weights",
@@ -49,7 +52,7 @@ def add_metrics_options(report: argparse.ArgumentParser, batch_size: int) -> Non
         type=positive,
         default=batch_size,
         metavar="N",
-        help=f"examples that run at once (default: {batch_size})",
+        help=f"{unit} that run at once (default: {batch_size})",
     )
     report.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="seed of all random draws (default: 0)"

@@ -1,5 +1,8 @@
-"""How well metrics agree with people, and how far attacks move their distances."""
+"""How well metrics agree with people, how far attacks move their distances, and what no attack can do."""
 
+from rlpips.evaluation.certify import Certified, CertifiedBounds, CertifiedDecision
+from rlpips.evaluation.certify_figure import certified_curve
+from rlpips.evaluation.certify_measurement import CertifiedTriplets, measure_certified
 from rlpips.evaluation.figures import agreement, histograms, margins
 from rlpips.evaluation.judgement_measurement import measure_2afc, measure_jnd
 from rlpips.evaluation.result_cache import ResultCache
@@ -18,6 +21,10 @@ from rlpips.evaluation.scores import (
 from rlpips.evaluation.worst_examples import WorstImages
 
 __all__ = [
+    "Certified",
+    "CertifiedBounds",
+    "CertifiedDecision",
+    "CertifiedTriplets",
     "ResultCache",
     "RobustnessReport",
     "Score",
@@ -25,6 +32,7 @@ __all__ = [
     "accuracy",
     "agreement",
     "bootstrap",
+    "certified_curve",
     "disagreement",
     "histograms",
     "jnd_score",
@@ -32,6 +40,7 @@ __all__ = [
     "margins",
     "mean_of",
     "measure_2afc",
+    "measure_certified",
     "measure_jnd",
     "robustness",
     "two_afc_score",
