@@ -61,6 +61,7 @@ def add_certified(reports: Any) -> None:
     )
     group.add_argument(
         "--n",
+        "-n",  # torchrun takes --n for the beginning of an option of its own
         type=positive,
         default=1000,
         metavar="N",
