@@ -6,7 +6,7 @@ about the smoothed metric, which looks at many noisy versions of an image, and n
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -89,12 +89,11 @@ class Certified:
 
     metric: Metric
     sigma: float
-    _: KW_ONLY
-    n: int = 1000
-    n0: int = 100
-    alpha: float = 0.001
-    seed: int = 0
-    batch_size: int = 32
+    n: int = field(default=1000, kw_only=True)
+    n0: int = field(default=100, kw_only=True)
+    alpha: float = field(default=0.001, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    batch_size: int = field(default=32, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
