@@ -1,4 +1,5 @@
 from . import attacks as attacks
+from . import classical as classical
 from . import compat as compat
 from . import data as data
 from . import evaluation as evaluation

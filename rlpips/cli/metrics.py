@@ -25,19 +25,27 @@ def chosen_metric(options: argparse.Namespace) -> "LPIPS":
 
 
 def load_metric(text: str, device: "torch.device") -> "Metric":
-    """Build a metric named as in 'rlpips evaluate --weights': WEIGHTS, NET:WEIGHTS or MODULE:FUNCTION.
+    """Build a metric named as in 'rlpips evaluate --weights'.
+
+    Args:
+        text: WEIGHTS, NET:WEIGHTS, piq:NAME for a classical metric, or MODULE:FUNCTION.
+        device: where the metric computes.
 
     Raises:
+        MissingExtraError: the classical metric needs `pip install 'rlpips[classical]'`.
         ValueError: there is no such metric, or the function fails.
     """
     import torch
 
     from rlpips.backbones.architectures import ARCHITECTURES
+    from rlpips.classical import ClassicalMetric
 
     head, colon, tail = text.partition(":")
     metric: Metric
     if colon and head in (*ARCHITECTURES, "vgg16"):
         metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
+    elif colon and head == "piq":
+        metric = ClassicalMetric(tail)
     elif colon and all(name.isidentifier() for name in (*head.split("."), tail)) and not Path(text).exists():
         metric = _call_factory(text, head, tail)
     else:

@@ -43,7 +43,8 @@ def add_metrics_options(report: argparse.ArgumentParser, batch_size: int, unit: 
         nargs="+",
         default=["robust"],
         metavar="METRIC",
-        help="the metrics: weights as for 'rlpips distance', also for another net (vgg:standard), or "
+        help="the metrics: weights as for 'rlpips distance', also for another net (vgg:standard); piq:NAME "
+        "for a classical metric: ssim, ms-ssim, mse, psnr, haarpsi, fsim, gmsd, mdsi, vsi or vif; or "
         "MODULE:FUNCTION, a Python function that returns a metric (default: robust)",
     )
     add_device_option(report)

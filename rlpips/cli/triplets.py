@@ -46,8 +46,8 @@ def add_triplets(commands: Any) -> None:
         "--panel",
         nargs="+",
         metavar="NAME",
-        help="the metrics that vote: lpips-alex, lpips-vgg, lpips-squeeze, ssim, fsim, vsi, gmsd, mdsi, "
-        "haarpsi, vif, psnr (default: seven of them)",
+        help="the metrics that vote: lpips-alex, lpips-vgg, lpips-squeeze, ssim, ms-ssim, mse, psnr, "
+        "haarpsi, fsim, gmsd, mdsi, vsi, vif (default: seven of them)",
     )
     command.add_argument(
         "--agree", type=positive, metavar="K", help="metrics that must agree (default: all but one)"

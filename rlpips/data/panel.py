@@ -1,20 +1,22 @@
 """A panel of metrics that vote on triplets: LPIPS and classical ones, by name."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlpips.errors import MissingExtraError
+from rlpips.classical import CLASSICAL, ClassicalMetric
 from rlpips.metric.lpips import LPIPS
 
 PANEL = ("lpips-alex", "lpips-vgg", "ssim", "fsim", "vsi", "gmsd", "haarpsi")
 """The metrics that vote by default."""
 
 PanelMetric = Callable[[Tensor, Tensor], Tensor]
-"""Takes two batches `(N, 3, H, W)` in [0, 1] and returns distances `(N,)`: smaller is more similar."""
+"""Takes two batches `(N, 3, H, W)` in [0, 1], distorted images and their references, and returns distances
+`(N,)`: smaller is more similar."""
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 Triplet = tuple[Pixels, Pixels, Pixels]  # ref, p0, p1
@@ -30,8 +32,8 @@ def count_votes(panel: Sequence[PanelMetric], triplets: Sequence[Triplet]) -> li
     torch.set_num_threads(1)  # the number of threads may change the last digits, and so a vote
     try:
         with torch.inference_mode():
-            to_p0 = torch.stack([metric(ref, p0) for metric in panel])
-            to_p1 = torch.stack([metric(ref, p1) for metric in panel])
+            to_p0 = torch.stack([metric(p0, ref) for metric in panel])
+            to_p1 = torch.stack([metric(p1, ref) for metric in panel])
     finally:
         torch.set_num_threads(threads)
     defined = (to_p0.isfinite() & to_p1.isfinite()).all(0).tolist()
@@ -66,31 +68,14 @@ def _lpips(net: str) -> PanelMetric:
     return distance
 
 
-def _piq(function: str, best: float | None = None) -> PanelMetric:
-    """Return a metric of `piq`. A similarity becomes a distance: its `best` value minus the similarity."""
-    try:
-        import piq
-    except ImportError as error:
-        raise MissingExtraError(f"the metric {function.removesuffix('_p')!r}", "classical") from error
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        values: Tensor = getattr(piq, function)(a, b, data_range=1.0, reduction="none")
-        return (values if best is None else best - values).flatten()
-
-    return distance
+def _classical(name: str) -> PanelMetric:
+    return ClassicalMetric(name).of_unit_images
 
 
 METRICS: dict[str, Callable[[], PanelMetric]] = {
     "lpips-alex": lambda: _lpips("alex"),
     "lpips-vgg": lambda: _lpips("vgg"),
     "lpips-squeeze": lambda: _lpips("squeeze"),
-    "ssim": lambda: _piq("ssim", best=1),
-    "fsim": lambda: _piq("fsim", best=1),
-    "vsi": lambda: _piq("vsi", best=1),
-    "gmsd": lambda: _piq("gmsd"),
-    "mdsi": lambda: _piq("mdsi"),
-    "haarpsi": lambda: _piq("haarpsi", best=1),
-    "vif": lambda: _piq("vif_p", best=1),
-    "psnr": lambda: _piq("psnr", best=0),
+    **{name: partial(_classical, name) for name in CLASSICAL},
 }
 """For each name a function that builds the metric."""

@@ -11,6 +11,7 @@ from rlpips.data.panel import METRICS, PANEL
 from rlpips.errors import DatasetError
 
 _RECIPE = 2  # raise it with every change that makes other triplets from the same settings
+_DIRECTED = {"mdsi", "vif"}  # panels with these have the next recipe: they take the reference last
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TripletSettings:
         )
         digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
         description: dict[str, Any] = {
-            "recipe": _RECIPE,
+            "recipe": _RECIPE + bool(_DIRECTED & set(self.panel)),
             "photos": f"{len(self.photos)} files, sha256:{digest}",
             "size": self.size,
             "seed": self.seed,

@@ -96,9 +96,9 @@ def make_triplets(
         subset: a name.
         labels: 'order': one distortion at two strengths, and the weaker one is right. 'panel': two
             distortions, and metrics vote.
-        panel: the metrics that vote: 'lpips-alex', 'lpips-vgg', 'lpips-squeeze', 'ssim', 'fsim', 'vsi',
-            'gmsd', 'mdsi', 'haarpsi', 'vif', 'psnr'. By default 'lpips-alex', 'lpips-vgg', 'ssim', 'fsim',
-            'vsi', 'gmsd' and 'haarpsi'.
+        panel: the metrics that vote: 'lpips-alex', 'lpips-vgg', 'lpips-squeeze', or names from
+            `rlpips.classical.CLASSICAL`. By default 'lpips-alex', 'lpips-vgg', 'ssim', 'fsim', 'vsi', 'gmsd'
+            and 'haarpsi'.
         agree: how many metrics must agree, more than half; by default all but one, if that is more than half.
         distortions: names from `rlpips.data.DISTORTIONS` to choose from; by default all.
         workers: processes that make triplets; 0 makes them in this process.
