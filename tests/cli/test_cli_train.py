@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from children import interruptible
@@ -113,6 +114,20 @@ def test_a_metric_is_trained_on_photos_that_teachers_judge(data, photos, start, 
     assert list(metadata["teachers"]) == [start]
     assert metadata["data"]["size"] == 40
     assert len(metadata["scores"]) == 2
+
+
+def test_classical_metrics_teach(data, start, tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for k, photo in enumerate(images(3, 3, 80, 80)):
+        Image.fromarray(rlpips.tensor2im(photo[None].clamp(-1, 1))).save(photos / f"{k}.png")
+    teachers = ["ms-ssim", "psnr", "piq:ssim"]
+    more = ["--photos", photos, "--count", 4, "--size", 64, "--validation", data, "--teachers", *teachers]
+    assert run(start, out, *more, capsys=capsys)[0] == 0
+    assert list(read_metadata(out / "metric.safetensors")["teachers"]) == teachers
+    distances = [np.load(file) for file in (out / "teachers").iterdir()]
+    assert [each.shape for each in distances] == [(4, 2)] * 3
+    assert all(each.min() > 1e-4 for each in distances)
 
 
 def write_photos(folder, others=()):

@@ -256,6 +256,16 @@ def test_every_metric_is_a_distance_at_64_pixels(photos, name):
         assert (nearer < further).all()
 
 
+def test_a_panel_knows_the_reference_from_the_distorted_image(photos, tmp_path):
+    import piq
+
+    make_triplets(photos, tmp_path, count=8, labels="panel", panel=["vif"])
+    assert json.loads((tmp_path / "2afc" / "val" / "triplets.json").read_text())["settings"]["recipe"] == 3
+    for item in TwoAFC(tmp_path):
+        ref, p0, p1 = ((item[part][None] + 1) / 2 for part in ("ref", "p0", "p1"))
+        assert item["judge"].item() == float(piq.vif_p(p1, ref) > piq.vif_p(p0, ref))
+
+
 def test_the_default_panel_with_real_weights(real_weights, photos, tmp_path):
     made = make_triplets(photos, tmp_path, count=4, labels="panel")
     record = json.loads((tmp_path / "2afc" / "val" / "triplets.json").read_text())
