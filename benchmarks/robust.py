@@ -26,7 +26,7 @@ UNSEEN = (
     *("motion-blur+webp", "saturation+bilinear", "colour-cast+jpeg", "gamma+quantisation"),
 )
 WEIGHTS = ("standard", "rlpips-alex-heads", "robust", "vgg:standard", "vgg:robust")
-WHITE_BOX = "linf:4/255:30:2"
+WHITE_BOX = "linf:4/255:30x2"
 OTHERS = {  # attacks that no metric here was trained with, and what they perturb
     "ssa:4/255:30": ("x0", "x1"),
     **dict.fromkeys(

@@ -4,7 +4,7 @@ from rlpips.attacks.apgd import APGD
 from rlpips.attacks.base import Attack
 from rlpips.attacks.classifier import TripletClassifier
 from rlpips.attacks.objectives import Deflate, FeatureMSE, Inflate, Objective, RankFlip, SemanticSimilarity
-from rlpips.attacks.parse import parse_attack
+from rlpips.attacks.parse import parse_attack, parse_attacks
 from rlpips.attacks.pgd import PGD
 from rlpips.attacks.ssa import SSA
 from rlpips.attacks.stadv import StAdv
@@ -23,4 +23,5 @@ __all__ = [
     "StAdv",
     "TripletClassifier",
     "parse_attack",
+    "parse_attacks",
 ]
