@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,14 @@ import lpips
 import numpy as np
 import pytest
 import torch
+from attack_toys import plain
 from peers import hushed, images, peers
 from PIL import Image
 
 import rlpips
 from rlpips.attacks import APGD, PGD, SSA, StAdv
 from rlpips.evaluation import (
+    WorstImages,
     accuracy,
     jnd_score,
     measure_2afc,
@@ -160,22 +163,62 @@ def test_somebody_elses_metric_is_measured_and_attacked(bapps):
     assert accuracy(*attacked).mean() <= accuracy(d0, d1, judge).mean()
 
 
-def test_images_of_several_sizes_need_batches_of_one(bapps, tmp_path):
-    import shutil
-
-    root = tmp_path / "mixed"
+@pytest.fixture(scope="module")
+def mixed(bapps, tmp_path_factory):
+    """The same data set, where the images of every third example have another size."""
+    root = tmp_path_factory.mktemp("mixed") / "mixed"
     shutil.copytree(bapps, root)
-    for name in ("ref", "p0", "p1"):
-        write(root / "2afc" / "val" / "toy" / name / "000003.png", images(1, 3, 48, 40))
+    for layout, kinds, count in (("2afc", ("ref", "p0", "p1"), 11), ("jnd", ("p0", "p1"), 9)):
+        for i in range(1, count, 3):
+            for k, name in enumerate(kinds):
+                image = 0.8 * images(1, 3, 48, 40, seed=i) + 0.1 * k * images(1, 3, 48, 40, seed=i + k)
+                write(root / layout / "val" / "toy" / name / f"{i:06}.png", image.clamp(-1, 1))
+    return root
+
+
+@pytest.mark.parametrize("attack", [None, PGD("linf", EPS, 1), SSA("linf", EPS, 1)])
+def test_examples_of_several_sizes_are_measured_as_if_alone(bapps, mixed, attack):
     metric, _ = peers("alex")
-    with pytest.raises(rlpips.DatasetError, match="differ in size.*--batch-size 1"):
-        measure_2afc(metric, rlpips.TwoAFC(root))
-    assert len(measure_2afc(metric, rlpips.TwoAFC(root), batch_size=1)[0]) == 11
-    for attack in (PGD("linf", EPS, 1), SSA("linf", EPS, 2)):
-        found = measure_2afc(metric, rlpips.TwoAFC(root), attack, batch_size=1)
-        alike = measure_2afc(metric, rlpips.TwoAFC(bapps), attack, batch_size=1)
-        np.testing.assert_array_equal(found[0][:2], alike[0][:2])  # the next of the third is of another size
-        assert np.isfinite(found[0]).all()
+    worst, done = WorstImages(), []
+    found = measure_2afc(
+        metric, rlpips.TwoAFC(mixed), attack, batch_size=4, worst=worst, progress=done.append
+    )
+    alone = measure_2afc(metric, rlpips.TwoAFC(mixed), attack, batch_size=1)
+    np.testing.assert_array_equal(found[2], alone[2])
+    np.testing.assert_allclose(found[0], alone[0], atol=1e-4)
+    np.testing.assert_allclose(found[1], alone[1], atol=1e-4)
+    assert done == [4, 4, 3]
+    if attack is not None:
+        for i, image in worst.images().items():
+            assert image.shape == (3, 48 if i % 3 == 1 else 40, 40)
+            assert abs(image - rlpips.TwoAFC(mixed)[i]["p0"].numpy()).max() < 2.1 * EPS
+    alike = measure_2afc(metric, rlpips.TwoAFC(bapps), attack, batch_size=1)
+    same = [i for i in range(11) if i % 3 != 1 and (not isinstance(attack, SSA) or i % 3 != 0)]
+    np.testing.assert_array_equal(alone[0][same], alike[0][same])  # SSA needs the next reference
+    other = [i for i in range(11) if i % 3 == 1]
+    assert (alone[0][other] != alike[0][other]).all()
+
+
+def test_pairs_of_several_sizes_are_measured_as_if_alone(mixed):
+    metric, _ = peers("alex")
+    found = measure_jnd(metric, rlpips.JND(mixed), batch_size=4)
+    alone = measure_jnd(metric, rlpips.JND(mixed), batch_size=1)
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_nan_in_a_batch_of_several_sizes_names_its_example(mixed):
+    dataset = rlpips.TwoAFC(mixed)
+    bad = dataset[7]["ref"]
+
+    def broken(a, b):
+        same = (
+            (b == bad).flatten(1).all(dim=1) if b.shape[1:] == bad.shape else torch.zeros(len(b), dtype=bool)
+        )
+        return plain(a, b).masked_fill(same, torch.nan)
+
+    for attack in (None, PGD("linf", EPS, 2)):
+        with pytest.raises(rlpips.UndefinedDistanceError, match="gives NaN for val/toy/000007"):
+            measure_2afc(broken, dataset, attack, batch_size=4)
 
 
 @pytest.mark.parametrize("attack", [None, PGD("linf", EPS, 2)])
