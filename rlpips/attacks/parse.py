@@ -39,7 +39,8 @@ def parse_attack(text: str, *, seed: int = 0) -> Attack:
         eps, steps, restarts = 0.0, 0, 0
     if not steps or len(numbers) != 2:
         raise ValueError(
-            f"{shown} is not an attack; write NAME:EPS:STEPS, such as linf:4/255:50, or NAME:EPS:STEPSxRESTARTS"
+            f"{shown} is not an attack; write NAME:EPS:STEPS or NAME:EPS:STEPSxRESTARTS, "
+            "such as linf:4/255:50"
         )
     if not (0 <= eps <= _LARGEST and steps <= _LARGEST and restarts <= _LARGEST):
         raise ValueError(

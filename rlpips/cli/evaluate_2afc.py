@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlpips.cli.judgement_reports import ReportSpecification, report_judgements
-from rlpips.cli.report_options import add_attack_option, add_data_options, add_report_output, attack
+from rlpips.cli.judgement_results import Task
+from rlpips.cli.report_options import (
+    add_attack_option,
+    add_data_options,
+    add_report_output,
+    attack,
+    attacks_by_name,
+    resized,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +45,7 @@ def add_2afc(reports: Any) -> None:
 
 
 def _evaluate_2afc(options: argparse.Namespace) -> int:
-    from rlpips.attacks.parse import parse_attack
+    from rlpips.attacks.ssa import SSA
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.figures import margins
     from rlpips.evaluation.judgement_measurement import measure_2afc
@@ -46,19 +54,16 @@ def _evaluate_2afc(options: argparse.Namespace) -> int:
     from rlpips.evaluation.scores import accuracy, margin, mean_of, two_afc_score
     from rlpips.evaluation.worst_examples import WorstImages
 
-    attacks = {text: parse_attack(text, seed=options.seed) for text in options.attack}
-    cases = [("none", "-")] + [(attack, perturb) for attack in attacks for perturb in options.perturb]
-    for text in attacks:
-        if text.startswith("ssa") and not {"x0", "x1"} >= set(options.perturb):
+    attacks = attacks_by_name(options)
+    for text, each in attacks.items():
+        if isinstance(each, SSA) and not {"x0", "x1"} >= set(options.perturb):
             raise ValueError(f"{text}: ssa attacks x0 or x1, not {', '.join(options.perturb)}")
 
-    def measure(
-        metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any
-    ) -> Measurements:
+    def measure(metric: "Metric", task: Task, device: "torch.device", progress: Any) -> Measurements:
         worst = WorstImages()
         d0, d1, judge = measure_2afc(
             metric,
-            TwoAFC(options.data, [task["subset"]]),
+            resized(TwoAFC(options.data, [task["subset"]]), options),
             attacks.get(task["attack"]),
             task["perturb"] if task["attack"] in attacks else "x0",
             batch_size=options.batch_size,
@@ -85,5 +90,7 @@ def _evaluate_2afc(options: argparse.Namespace) -> int:
         badness=lambda d0, d1, judge: -margin(d0, d1, judge),
         picture=picture,
         draw=margins,
+        attacks=attacks,
+        perturb=list(dict.fromkeys(options.perturb)),
     )
-    return report_judgements(options, TwoAFC(options.data, options.subsets), cases, specification)
+    return report_judgements(options, resized(TwoAFC(options.data, options.subsets), options), specification)

@@ -33,7 +33,8 @@ def add_certified(reports: Any) -> None:
         description="Smooth each metric by Gaussian noise, and certify its decisions on triplets: no change "
         "of an image that is shorter than the certified radius can turn them. The certified accuracy at a "
         "radius is the share of triplets on which most people agree with the decision and the certified "
-        "radius is larger. Radii and sigma are in the l2 norm, on the [0, 1] scale.",
+        "radius is larger. Radii and sigma are in the l2 norm, on the [0, 1] scale; with --size "
+        "they are those of the resized images.",
     )
     add_data_options(report, "2afc", unit="noisy images")
     report.add_argument(
@@ -43,12 +44,6 @@ def add_certified(reports: Any) -> None:
         choices=["ref", "x0", "x1", "all"],
         help="the image that carries noise and may change; with all, the radius is for the three changes "
         "together (default: ref)",
-    )
-    report.add_argument(
-        "--size",
-        type=positive,
-        metavar="N",
-        help="resize the images bilinearly to N x N pixels before the noise; radii are then of these images",
     )
     group = report.add_argument_group("certificate")
     group.add_argument(

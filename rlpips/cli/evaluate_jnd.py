@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpips.cli.judgement_reports import ReportSpecification, report_judgements
-from rlpips.cli.report_options import add_data_options, add_report_output
+from rlpips.cli.judgement_results import Task
+from rlpips.cli.report_options import add_data_options, add_report_output, resized
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +38,8 @@ def _evaluate_jnd(options: argparse.Namespace) -> int:
     from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import disagreement, jnd_score
 
-    def measure(
-        metric: "Metric", task: dict[str, str], device: "torch.device", progress: Any
-    ) -> Measurements:
-        dataset = JND(options.data, [task["subset"]])
+    def measure(metric: "Metric", task: Task, device: "torch.device", progress: Any) -> Measurements:
+        dataset = resized(JND(options.data, [task["subset"]]), options)
         sizes = {"batch_size": options.batch_size, "limit": options.limit}
         d, same = measure_jnd(metric, dataset, device=device, progress=progress, **sizes)
         return Measurements({"d": d, "same": same})
@@ -60,4 +59,4 @@ def _evaluate_jnd(options: argparse.Namespace) -> int:
         picture=picture,
         draw=draw,
     )
-    return report_judgements(options, JND(options.data, options.subsets), [("none", "-")], specification)
+    return report_judgements(options, resized(JND(options.data, options.subsets), options), specification)

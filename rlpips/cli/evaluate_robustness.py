@@ -12,8 +12,10 @@ from rlpips.cli.report_options import (
     add_metrics_options,
     add_report_output,
     attack_on_images,
+    attacks_by_name,
     check_options,
     settings,
+    worst_of,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +49,6 @@ def add_robustness(reports: Any) -> None:
 
 def _evaluate_robustness(options: argparse.Namespace) -> int:
     check_options(options)
-    from rlpips.attacks.parse import parse_attack
     from rlpips.evaluation.figures import histograms
     from rlpips.evaluation.result_cache import ResultCache
     from rlpips.evaluation.robustness_measurement import robustness
@@ -56,6 +57,7 @@ def _evaluate_robustness(options: argparse.Namespace) -> int:
     from rlpips.system.progress import progress
 
     images = visible_files(options.images)
+    attacks = attacks_by_name(options)
     with (
         torchrun_group(options.device) as (processes, device),
         progress(unit="image", hidden=processes.rank > 0, leave=False) as bar,
@@ -69,7 +71,7 @@ def _evaluate_robustness(options: argparse.Namespace) -> int:
         report = robustness(
             {text: load_metric(text, device) for text in options.weights},
             images,
-            {text: parse_attack(text, seed=options.seed) for text in options.attack},
+            attacks,
             batch_size=options.batch_size,
             device=device,
             size=options.size,
@@ -78,7 +80,7 @@ def _evaluate_robustness(options: argparse.Namespace) -> int:
             save_images=options.save_images,
             cache=cache,
             progress=tell_progress,
-        )
+        ).with_worst_of(worst_of(attacks))
     if processes.rank == 0:
         try:
             if options.output is not None:

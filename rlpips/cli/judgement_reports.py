@@ -1,24 +1,24 @@
-"""What `evaluate 2afc` and `evaluate jnd` share: measure metrics on people's judgements, and report."""
+"""What `evaluate 2afc` and `evaluate jnd` share: reports on people's judgements."""
 
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpips.cli.metrics import load_metric
+from rlpips.cli.judgement_results import Pooled, Results, Task, measure_judgements, pool
 from rlpips.cli.output import UNDEFINED, aligned, tell, write_json
-from rlpips.cli.report_options import check_options, settings
+from rlpips.cli.report_options import check_options, settings, worst_of
 
 if TYPE_CHECKING:
     import torch
 
+    from rlpips.attacks.base import Attack
     from rlpips.attacks.metrics import Metric
-    from rlpips.data.judgements import JND, TwoAFC
+    from rlpips.data.resized import Judgements
     from rlpips.evaluation.pictures import Image
-    from rlpips.evaluation.result_cache import Measurements, ResultCache
+    from rlpips.evaluation.result_cache import Measurements
     from rlpips.evaluation.scores import Array, Score
 
 
@@ -35,60 +35,33 @@ class ReportSpecification:
         picture: returns the images that show an example, from the example, the attacked images and the names
             of what they replace.
         draw: draws the columns, by metric and case, to a file.
+        attacks: the attacks under which the metrics are measured, by name, besides no attack.
+        perturb: the images that each attack perturbs, one case each.
     """
 
     columns: tuple[str, ...]
-    measure: "Callable[[Metric, dict[str, str], torch.device, Callable[[int], Any]], Measurements]"
+    measure: "Callable[[Metric, Task, torch.device, Callable[[int], Any]], Measurements]"
     statistics: "Mapping[str, Callable[..., float]]"
     badness: "Callable[..., Array]"
     picture: "Callable[[Mapping[str, Any], Image | None, str], list[Image]]"
     draw: "Callable[[dict[str, dict[str, Sequence[Array]]], Path], Any]"
+    attacks: "Mapping[str, Attack]" = field(default_factory=dict)
+    perturb: Sequence[str] = ()
 
-
-@dataclass(frozen=True)
-class _Results:
-    """What was measured. A task is a metric, a subset, an attack and the images that it perturbs.
-
-    Attributes:
-        positions: for each subset, the positions of its examples in the data set.
-        digests: for each metric, the digest of its tensors.
-        measured: tasks and their measurements.
-        undefined: tasks in which the metric gave NaN, with the message.
-    """
-
-    positions: dict[str, list[int]]
-    digests: dict[str, str | None] = field(default_factory=dict)
-    measured: "list[tuple[dict[str, str], Measurements]]" = field(default_factory=list)
-    undefined: list[tuple[dict[str, str], str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Pooled:
-    """What one metric gave in one case, on all subsets together.
-
-    Attributes:
-        measurements: the columns, and images by position in the data set.
-        positions: the positions of the columns' examples in the data set.
-        perturb: the images that were attacked.
-    """
-
-    measurements: "Measurements"
-    positions: list[int]
-    perturb: str
+    @property
+    def worst_of(self) -> dict[str, list[str]]:
+        """The names of attacks that have a budget in common, under the name of the strongest of them."""
+        return worst_of(self.attacks)
 
 
 def report_judgements(
-    options: argparse.Namespace,
-    dataset: "TwoAFC | JND",
-    cases: list[tuple[str, str]],
-    specification: ReportSpecification,
+    options: argparse.Namespace, dataset: "Judgements", specification: ReportSpecification
 ) -> int:
-    """Measure every metric on every subset in every case, and report.
+    """Measure every metric on every subset, without and under each attack, and report.
 
     Args:
         options: of the command.
         dataset: all subsets.
-        cases: attacks, 'none' for none, and the images that they perturb.
         specification: of the report.
     """
     check_options(options)
@@ -98,10 +71,10 @@ def report_judgements(
     with torchrun_group(options.device) as (processes, device):
         cache = ResultCache(options.output, processes)
         show = processes.rank == 0
-        results = _measure(options, dataset, cases, specification, cache, device, show=show)
+        results = measure_judgements(options, dataset, specification, cache, device, show=show)
     if show:
         _report_scores(options, specification, results)
-        pooled = _pool(results)
+        pooled = pool(results)
         if options.plot is not None and pooled:
             specification.draw(
                 {
@@ -118,53 +91,9 @@ def report_judgements(
     return 1 if results.undefined else 0
 
 
-def _measure(
-    options: argparse.Namespace,
-    dataset: "TwoAFC | JND",
-    cases: list[tuple[str, str]],
-    specification: ReportSpecification,
-    cache: "ResultCache",
-    device: "torch.device",
-    *,
-    show: bool,
-) -> _Results:
-    """Measure what an earlier run has not measured, and show how far it is."""
-    from rlpips.errors import UndefinedDistanceError
-    from rlpips.hub.digests import metric_digest
-    from rlpips.system.progress import progress
-
-    positions: dict[str, list[int]] = {subset: [] for subset in dataset.subsets}
-    for i in range(len(dataset)):
-        positions[dataset.subset_of(i)].append(i)
-    results = _Results({subset: found[: options.limit] for subset, found in positions.items()})
-    total = sum(map(len, results.positions.values())) * len(cases) * len(options.weights)
-    done = 0
-    bar = progress(total=total, unit="example", hidden=not show, leave=False)
-    for label in options.weights:
-        metric = load_metric(label, device)
-        digest = results.digests[label] = metric_digest(metric)
-        for subset, found in results.positions.items():
-            for attack, perturb in cases:
-                task = {"metric": label, "subset": subset, "attack": attack, "perturb": perturb}
-                bar.set_description(" ".join(task.values()))
-                run = {"digest": digest, "data": str(options.data.resolve()), "count": len(found)}
-                measure = partial(specification.measure, metric, task, device, bar.update)
-                try:
-                    measured = cache.get({**task, **run, "seed": options.seed}, measure)
-                    results.measured.append((task, measured))
-                except UndefinedDistanceError as error:  # the other tasks are still reported
-                    results.undefined.append((task, f"{label}: {error}"))
-                done += len(found)
-                bar.update(done - bar.n)  # by what other processes or an earlier run measured
-    bar.close()
-    return results
-
-
-def _report_scores(
-    options: argparse.Namespace, specification: ReportSpecification, results: _Results
-) -> None:
+def _report_scores(options: argparse.Namespace, specification: ReportSpecification, results: Results) -> None:
     """Write the JSON if it was asked for, and print the table, even if the JSON cannot be written."""
-    from rlpips.evaluation.report_json import report_header
+    from rlpips.evaluation.report_json import attack_settings, report_header, worst_of_settings
     from rlpips.evaluation.scores import bootstrap
 
     statistics = specification.statistics
@@ -186,7 +115,10 @@ def _report_scores(
         records.append({**task, **dict.fromkeys(statistics), "problem": problem})
     try:
         if options.output is not None:
-            header = report_header(options.seed, results.digests, settings(options))
+            attacks = {name: attack_settings(attack) for name, attack in specification.attacks.items()}
+            for name, members in specification.worst_of.items():
+                attacks[name] = worst_of_settings(members)
+            header = report_header(options.seed, results.digests, {**settings(options), "attacks": attacks})
             write_json(options.output, {**header, "results": records})
     finally:
         print("\n".join(aligned(rows)))
@@ -198,43 +130,15 @@ def _cell(score: "Score") -> str:
     return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
-def _pool(results: _Results) -> dict[str, dict[str, _Pooled]]:
-    """Join all subsets, for each metric and case."""
-    import numpy as np
-
-    from rlpips.evaluation.result_cache import Measurements
-
-    groups: dict[tuple[str, str, str], list[tuple[str, Measurements]]] = {}
-    for task, measured in results.measured:
-        groups.setdefault((task["metric"], task["attack"], task["perturb"]), []).append(
-            (task["subset"], measured)
-        )
-    pooled: dict[str, dict[str, _Pooled]] = {}
-    for (metric, attack, perturb), group in groups.items():
-        names = group[0][1].columns
-        joined = Measurements(
-            {name: np.concatenate([each.columns[name] for _, each in group]) for name in names},
-            {
-                results.positions[subset][i]: image
-                for subset, each in group
-                for i, image in each.images.items()
-            },
-        )
-        positions = [i for subset, _ in group for i in results.positions[subset]]
-        case = "natural" if attack == "none" else f"{attack} on {perturb}"
-        pooled.setdefault(metric, {})[case] = _Pooled(joined, positions, perturb)
-    return pooled
-
-
-def _columns(specification: ReportSpecification, pooled: _Pooled) -> "list[Array]":
+def _columns(specification: ReportSpecification, pooled: Pooled) -> "list[Array]":
     return [pooled.measurements.columns[name] for name in specification.columns]
 
 
 def _save_worst(
     folder: Path,
     specification: ReportSpecification,
-    dataset: "TwoAFC | JND",
-    pooled: dict[str, dict[str, _Pooled]],
+    dataset: "Judgements",
+    pooled: dict[str, dict[str, Pooled]],
 ) -> None:
     """Write the worst examples as `FOLDER/METRIC/CASE/RANK-SUBSET-NAME.png`."""
     from rlpips.evaluation.pictures import file_names, save_side_by_side

@@ -1,8 +1,9 @@
 """Options that the reports of `rlpips evaluate` share."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpips.cli.options import (
     add_device_option,
@@ -13,6 +14,10 @@ from rlpips.cli.options import (
     positive,
     seed,
 )
+
+if TYPE_CHECKING:
+    from rlpips.attacks.base import Attack
+    from rlpips.data.resized import Judgements
 
 
 def add_data_options(report: argparse.ArgumentParser, kind: str, unit: str = "examples") -> None:
@@ -33,6 +38,12 @@ def add_data_options(report: argparse.ArgumentParser, kind: str, unit: str = "ex
     add_metrics_options(report, batch_size=32, unit=unit)
     report.add_argument(
         "--limit", type=positive, metavar="N", help="use only the first N examples of each subset"
+    )
+    report.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="resize all images to N x N pixels first, bilinearly with antialiasing",
     )
 
 
@@ -68,8 +79,10 @@ def add_attack_option(report: argparse.ArgumentParser, kind: Any, default: list[
         type=kind,
         default=default,
         metavar="NAME:EPS:STEPS",
-        help="attacks, such as linf:4/255:50. NAME is linf, l2, apgd-linf, apgd-l2 or ssa, with EPS on the "
-        f"[0, 1] scale, or stadv, with EPS in pixels (default: {' '.join(default) or 'none'})",
+        help="attacks, such as linf:4/255:50, with 2 restarts linf:4/255:50x2, with each of two budgets "
+        "linf:4/255,8/255:50. NAME is linf, l2, apgd-linf, apgd-l2 or ssa, with EPS on the [0, 1] scale, or "
+        "stadv, with EPS in pixels. Of attacks with the same norm and EPS, 'worst of' reports the strongest "
+        f"for each image (default: {' '.join(default) or 'none'})",
     )
 
 
@@ -92,10 +105,10 @@ def add_report_output(report: argparse.ArgumentParser) -> None:
 
 def attack(text: str) -> str:
     """Check an attack while the command line is read, so that a wrong one is wrong usage."""
-    from rlpips.attacks.parse import parse_attack
+    from rlpips.attacks.parse import parse_attacks
 
     try:
-        parse_attack(text)
+        parse_attacks(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -103,12 +116,31 @@ def attack(text: str) -> str:
 
 def attack_on_images(text: str) -> str:
     """Check an attack that does not need triplets."""
-    from rlpips.attacks.parse import parse_attack
-    from rlpips.attacks.ssa import SSA
-
-    if isinstance(parse_attack(attack(text)), SSA):
+    if attack(text).startswith("ssa:"):
         raise argparse.ArgumentTypeError(f"{text!r} needs triplets; images alone have none")
     return text
+
+
+def attacks_by_name(options: argparse.Namespace) -> "dict[str, Attack]":
+    """Return the attacks of `--attack`, one for each budget, by their text with this budget alone."""
+    from rlpips.attacks.parse import parse_attacks
+
+    parsed = [parse_attacks(text, seed=options.seed) for text in options.attack]
+    return {name: attack for attacks in parsed for name, attack in attacks.items()}
+
+
+def worst_of(attacks: "Mapping[str, Attack]") -> dict[str, list[str]]:
+    """Return the names of attacks with equal budgets, by what reports call the strongest of them."""
+    from rlpips.attacks.parse import with_equal_budgets
+
+    return {f"worst of {budget}": names for budget, names in with_equal_budgets(attacks).items()}
+
+
+def resized(dataset: "Judgements", options: argparse.Namespace) -> "Judgements":
+    """Return a data set whose images have the size of `--size`."""
+    from rlpips.data.resized import Resized
+
+    return dataset if options.size is None else Resized(dataset, (options.size, options.size))
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -3,13 +3,16 @@
 from rlpips.data.bapps import download
 from rlpips.data.distortions import DISTORTIONS, Distortion, combine
 from rlpips.data.judgements import JND, TwoAFC, collate
+from rlpips.data.resized import Judgements, Resized
 from rlpips.data.triplets import PhotoTriplets, TripletsMade, make_triplets
 
 __all__ = [
     "DISTORTIONS",
     "JND",
     "Distortion",
+    "Judgements",
     "PhotoTriplets",
+    "Resized",
     "TripletsMade",
     "TwoAFC",
     "collate",

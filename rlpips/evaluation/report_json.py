@@ -1,13 +1,15 @@
 """What all reports share in their JSON."""
 
+import dataclasses
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from rlpips._version import __version__
+from rlpips.attacks.base import Attack
 
 
 def finite_or_none(value: Any) -> Any:
@@ -37,3 +39,14 @@ def report_header(
         "digests": dict(digests),
         "settings": dict(settings),
     }
+
+
+def attack_settings(attack: Attack) -> dict[str, Any]:
+    """Return the class of an attack, as 'kind', and its settings."""
+    settings = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else vars(attack)
+    return {"kind": type(attack).__name__, **settings}
+
+
+def worst_of_settings(attacks: Sequence[str]) -> dict[str, Any]:
+    """Return the same for the strongest of several attacks, from their names."""
+    return {"kind": "WorstOf", "attacks": list(attacks)}

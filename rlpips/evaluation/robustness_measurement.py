@@ -7,7 +7,6 @@ keep the content. The main figure is the inflation: the median attacked distance
 distance of ordinary distortions. The results depend neither on the batches nor on the number of processes.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from rlpips.evaluation.image_changes import (
     views,
 )
 from rlpips.evaluation.pictures import Image, file_names, magnified_difference, save_side_by_side
+from rlpips.evaluation.report_json import attack_settings
 from rlpips.evaluation.result_cache import Measurements, ResultCache
 from rlpips.evaluation.robustness_report import Distances, RobustnessReport
 from rlpips.evaluation.worst_examples import WorstImages
@@ -83,7 +83,7 @@ def robustness(
     augmentations = byol_augmentations(size)
     crops = load_crops(images, size, limit)
     digests = {name: metric_digest(metric) for name, metric in metrics.items()}
-    settings = {name: _settings(attack) for name, attack in attacks.items()}
+    settings = {name: attack_settings(attack) for name, attack in attacks.items()}
     pairs = [(source, attack) for source in metrics for attack in attacks]
     cache = ResultCache() if cache is None else cache
     run = {"metrics": digests, "images": crops.checksum(), "size": size}
@@ -136,11 +136,6 @@ def _check_attacks(metrics: Mapping[str, Metric], attacks: Mapping[str, Attack])
             raise ValueError(f"the attack {name!r} needs triplets; self-distances have none")  # noqa: TRY004
         if tuple(each.bounds) != (-1.0, 1.0):
             raise ValueError(f"the attack {name!r} must have bounds (-1, 1), got {each.bounds}")
-
-
-def _settings(attack: Attack) -> dict[str, Any]:
-    settings = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else vars(attack)
-    return {"kind": type(attack).__name__, **settings}
 
 
 def _first_nan(

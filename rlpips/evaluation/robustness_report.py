@@ -1,14 +1,15 @@
 """The report of `rlpips.evaluation.robustness`: distances, inflation, JSON."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rlpips.evaluation.image_changes import STRENGTH
-from rlpips.evaluation.report_json import finite_or_none, report_header
+from rlpips.evaluation.report_json import finite_or_none, report_header, worst_of_settings
 
 Distances = npt.NDArray[np.float64]
 
@@ -23,7 +24,7 @@ class RobustnessReport:
         size: side of the square crops, in pixels.
         seed: of augmentations and distortions. Each attack has its own.
         metrics: for each metric the digest of its tensors, None if it is not a module.
-        attacks: for each attack its class and settings.
+        attacks: for each attack its class and settings; for the strongest of several attacks, their names.
         attacked: `attacked[source, attack][metric]` are distances `(N,)` by `metric` between the images and
             the versions that the attack on `source` made of them.
         augmented: for each metric the distances `(2 * N,)` to a view of each image by the first of BYOL's two
@@ -61,6 +62,24 @@ class RobustnessReport:
         attacked = float(np.median(self.attacked[source or metric, attack][metric]))
         ordinary = float(np.median(self.ordinary(metric)))
         return math.inf if ordinary == 0 else attacked / ordinary
+
+    def with_worst_of(self, groups: Mapping[str, Sequence[str]]) -> "RobustnessReport":
+        """Return a report with further attacks, each the strongest for each image of attacks that were made.
+
+        Args:
+            groups: for each new name the names of these attacks. Its distances are their largest, image by
+                image.
+        """
+        attacked: dict[tuple[str, str], dict[str, Distances]] = {}
+        for source in self.metrics:
+            attacked |= {(source, attack): self.attacked[source, attack] for attack in self.attacks}
+            for name, attacks in groups.items():
+                attacked[source, name] = {
+                    metric: np.max([self.attacked[source, attack][metric] for attack in attacks], axis=0)
+                    for metric in self.metrics
+                }
+        settings = {name: worst_of_settings(attacks) for name, attacks in groups.items()}
+        return replace(self, attacks={**self.attacks, **settings}, attacked=attacked)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as lists, dicts and numbers for `json.dumps`, with None for NaN and infinity."""

@@ -1,12 +1,13 @@
-"""The worst examples of a data set: those on which a metric does worst, with their attacked images."""
+"""The worst of what was measured: the examples on which a metric does worst, and the strongest attacks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from rlpips.evaluation.pictures import Image
+from rlpips.evaluation.result_cache import Array, Measurements
 from rlpips.system.processes import Processes
 
 WORST = 5  # how many images are kept
@@ -44,3 +45,21 @@ class WorstImages:
         found = [each for kept in processes.gather({processes.rank: self._kept}) for each in kept]
         best = sorted(found, key=lambda example: example[:2])[:WORST]
         return {image_id: image for _, image_id, image in best}
+
+
+def worst_of(
+    cases: Sequence[Measurements], names: Sequence[str], badness: Callable[..., Array]
+) -> Measurements:
+    """Take each example from the case in which it is worst.
+
+    Args:
+        cases: measurements of the same examples, such as under several attacks.
+        names: the columns that `badness` takes.
+        badness: computes how bad each example is, `(N,)`. Where it is NaN in all cases, the first is taken.
+    """
+    values = np.stack([badness(*(case.columns[name] for name in names)) for case in cases])
+    worst = np.where(np.isnan(values), -np.inf, values).argmax(axis=0)
+    rows = np.arange(len(worst))
+    columns = {name: np.stack([case.columns[name] for case in cases])[worst, rows] for name in names}
+    images = {i: image for k, case in enumerate(cases) for i, image in case.images.items() if worst[i] == k}
+    return Measurements(columns, images)

@@ -69,6 +69,20 @@ def test_an_image_is_finished_at_the_goal_of_inflation():
     assert low.mean() < high.mean()
 
 
+@pytest.mark.parametrize("attack", [APGD("linf", EPS, 12), APGD("l2", 1.0, 12)])
+def test_rank_flip_leads_attacks_where_cross_entropy_of_the_distances_leads_them(attack):
+    class CrossEntropy(RankFlip):
+        def __call__(self, x, index):
+            scores = -torch.stack(self.distances(x, index), dim=1)
+            wanted = (~self.x0_is_right[index]).long()
+            return torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+
+    some = triplets(dtype=torch.float64)
+    flip, entropy = (kind(plain, *some, perturb="ref") for kind in (RankFlip, CrossEntropy))
+    flip.goal = entropy.goal = float("inf")
+    torch.testing.assert_close(attack(flip, flip.x), attack(entropy, entropy.x), atol=1e-9, rtol=0)
+
+
 def test_nan_in_a_judgement_is_an_error():
     objective = RankFlip(lambda a, b: plain(a, b) * torch.nan, *triplets(3))
     with pytest.raises(rlpips.UndefinedDistanceError, match="<lambda> gives NaN for image 0"):

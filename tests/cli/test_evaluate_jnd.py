@@ -2,6 +2,8 @@ import json
 import shutil
 
 import numpy as np
+import pytest
+import torch
 from commands import evaluate
 
 import rlpips
@@ -45,3 +47,20 @@ def test_pictures_of_jnd(data, weights, capsys, tmp_path):
     subset, stem = dataset.name_of(first).rsplit("/", 1)
     original = rlpips.load_image(data / "jnd" / subset / "p0" / f"{stem}.png")
     assert np.array_equal(rlpips.load_image(path)[:, :40], original)
+
+
+def test_pairs_may_be_resized(data, weights, capsys, tmp_path):
+    output = tmp_path / "report.json"
+    status, _, err = evaluate(
+        "jnd", "--data", data, "--weights", weights, "--size", 48, "-o", output, capsys=capsys
+    )
+    assert (status, err) == (0, "")
+    report = json.loads(output.read_text())
+    assert report["settings"]["size"] == 48
+    metric = rlpips.LPIPS(weights=weights)
+    for item, found in zip(rlpips.JND(data), report["results"][0]["d"], strict=True):
+        p0, p1 = (
+            torch.nn.functional.interpolate(item[name][None], (48, 48), mode="bilinear", antialias=True)
+            for name in ("p0", "p1")
+        )
+        assert found == pytest.approx(metric(p0, p1).item(), abs=1e-6)

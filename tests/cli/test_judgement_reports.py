@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
 from commands import ENVIRONMENT, evaluate
 
 
@@ -42,6 +43,21 @@ def test_a_metric_that_gives_nan_leaves_the_others_their_report(data, capsys, mo
     report = json.loads((modules / "s.json").read_text())
     assert report["metrics"]["nan_metric:broken"]["ordinary_median"] is None
     assert report["metrics"]["nan_metric:fine"]["ordinary_median"] > 0
+
+
+def test_worst_of_is_not_defined_where_an_attack_met_nan(data, capsys, modules):
+    (modules / "nan_metric.py").write_text(
+        "def broken(): return lambda x, y: (x - y).square().mean(dim=(1, 2, 3)) * float('nan')\n"
+    )
+    status, out, _ = evaluate(
+        "2afc", "--data", data, "--weights", "nan_metric:broken", "--subsets", "val/one", "--attack",
+        "linf:4/255:1", "linf:4/255:2", "-o", "r.json", capsys=capsys,
+    )  # fmt: skip
+    assert status == 1
+    worst = [line for line in out.splitlines() if "worst of linf:4/255" in line]
+    assert [line.count("not defined") for line in worst] == [2]
+    record = json.loads((modules / "r.json").read_text())["results"][-1]
+    assert (record["attack"], record["2AFC"]) == ("worst of linf:4/255", None)
 
 
 def test_the_table_is_printed_where_the_file_cannot_be_written(data, capsys, weights, tmp_path, monkeypatch):
@@ -111,6 +127,38 @@ def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, 
     output.unlink()
     evaluate(*arguments, capsys=capsys)
     assert json.loads(output.read_text()) == resumed
+
+
+@pytest.mark.parametrize(
+    ("attack", "other"),
+    [("linf:4/255:1", ["linf:4/255:1x2"]), ("linf:4/255,8/255:1", ["linf:8/255:1"]),
+     ("linf:4/255:1", ["linf:4/255:1", "--size", "48"])],
+)  # fmt: skip
+def test_kept_results_count_only_for_the_same_attack_and_size(
+    data, capsys, tmp_path, monkeypatch, attack, other
+):
+    (tmp_path / "counted.py").write_text(COUNTING)
+    stop = tmp_path / "counted.py.stop"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "counted", raising=False)
+
+    def run(name, *attack):
+        output = tmp_path / name
+        command = ["2afc", "--data", data, "--weights", "counted:metric", "-o", output, "--attack", *attack]
+        status = evaluate(*command, capsys=capsys)[0]
+        return status, {(r["subset"], r["attack"]): r for r in json.loads(output.read_text())["results"]}
+
+    stop.write_text("0")
+    run("whole.json", attack)
+    import counted
+
+    stop.write_text(str(len(counted.calls)))  # in the last attack on the last subset
+    counted.calls.clear()
+    with pytest.raises(FileNotFoundError):
+        run("report.json", attack)
+    assert len(list((tmp_path / "report.json.parts").iterdir())) >= 3
+    stop.write_text("0")
+    assert run("report.json", *other) == run("fresh.json", *other)
 
 
 def test_two_processes_write_the_report_of_one(data, weights, tmp_path):

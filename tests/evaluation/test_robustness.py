@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +299,44 @@ def test_weights_may_name_their_net_and_skipped_files_are_told(folder, weights, 
     assert lines[0][2:4] == names
     assert [line[0] for line in lines[1:3]] == names
     assert lines[1][2] == lines[1][3]  # the same metric under two names
+
+
+def test_budgets_and_the_worst_of_attacks(folder, weights, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gradients.py").write_text(
+        "def metric(): return lambda x, y: (x - y).diff(dim=-1).abs().mean(dim=(1, 2, 3))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    metrics = [weights, "gradients:metric"]
+
+    def run(name, *attacks):
+        output, plot = tmp_path / f"{name}.json", tmp_path / f"{name}.png"
+        options = ["--size", "32", "--batch-size", "5", "-o", str(output), "--plot", str(plot)]
+        images = ["--images", str(folder), "--limit", "5", "--weights", *metrics]
+        assert main(["evaluate", "robustness", *images, *options, "--attack", *attacks]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        document = json.loads(output.read_text())
+        return {(r["source"], r["attack"], r["metric"]): r for r in document["attacked"]}, document, out
+
+    both, document, out = run("both", "linf:2/255,4/255:2", "apgd-linf:4/255:2x2")
+    worst = "worst of linf:4/255"
+    singles = ["linf:2/255:2", "linf:4/255:2", "apgd-linf:4/255:2x2"]
+    assert list(document["settings"]["attacks"]) == [*singles, worst]
+    assert document["settings"]["attacks"][worst] == {"kind": "WorstOf", "attacks": singles[1:]}
+    alone = {**run("first", "linf:2/255:2")[0], **run("second", "linf:4/255:2")[0]}
+    assert {key: both[key] for key in alone} == alone
+    for source in metrics:
+        for metric in metrics:
+            distances = [both[source, attack, metric]["distances"] for attack in singles[1:]]
+            row = both[source, worst, metric]
+            assert row["distances"] == np.max(distances, axis=0).tolist()
+            assert row["median"] == np.median(row["distances"])
+            assert row["inflation"] == pytest.approx(
+                row["median"] / document["metrics"][metric]["ordinary_median"]
+            )
+    rows = [re.split(r"\s{2,}", line) for line in out.splitlines()]
+    assert [row[1] for row in rows if row[0] in metrics] == 2 * [*singles, worst]
 
 
 STOPPING = (
