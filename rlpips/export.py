@@ -43,11 +43,10 @@ class _PlainMetric(nn.Module):
         if x.shape != y.shape:
             raise ValueError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
         metric = self.metric
-        scale = metric.scaling_layer if metric.version == "0.1" else nn.Identity()
         # in two runs, because onnxruntime takes twice as long to split one batch of both
-        features = zip(*(metric.net.features(scale(each)) for each in (x, y)), strict=True)
+        features = zip(*(metric._run(each, normalize=False) for each in (x, y)), strict=True)
         heads = [functools.partial(apply_head, head) for head in metric.heads]
-        maps = layer_maps(itertools.islice(features, metric.L), heads)
+        maps = layer_maps(itertools.islice(features, metric.L), heads, metric.layer_floors)
         distance, _ = average_and_sum(maps, x.shape[2:] if metric.spatial else None)
         return distance
 

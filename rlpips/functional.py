@@ -20,11 +20,13 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import functional_call
 
 from rlpips._choices import VERSIONS
-from rlpips.backbones.architectures import ARCHITECTURES, Backbone
+from rlpips.backbones.architectures import ARCHITECTURES, Architecture, Backbone
+from rlpips.backbones.pixels import CHANNELS, MOST_SCALES, PixelFeatures
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
 from rlpips.metric.features import FeatureNetwork
 from rlpips.metric.formula import (
@@ -92,7 +94,9 @@ def features(
 
     Returns:
         `(C, h, w)` or `(N, C, h, w)` for each of five layers (seven with SqueezeNet), before they are scaled
-        to unit length.
+        to unit length, then for each scale of the pixels' features, if the parameters have heads for them.
+        With floors, the floor is one more channel of each layer, whose weight is 0: the length of all
+        channels is then the length with the floor.
 
     Raises:
         TypeError: the images are not a tensor or have no usable dtype.
@@ -115,15 +119,19 @@ def heads(parameters: Parameters) -> tuple[Tensor, ...]:
     """
     arch = ARCHITECTURES[_net(parameters)]
     like = parameters[_NAMES[arch.name][0]]
+    channels = (*arch.channels, *_scales(parameters, arch) * [CHANNELS])
     found = [  # the convolution comes second if there is dropout, else first
         parameters.get(f"lin{k}.model.1.weight", parameters.get(f"lin{k}.model.0.weight"))
-        for k in range(len(arch.channels))
+        for k in range(len(channels))
     ]
     if not any(weight is not None for weight in found):
-        return tuple(at_least_float32(like.new_ones(channels)) for channels in arch.channels)
+        found = [like.new_ones(each) for each in channels]
     if missing := [f"lin{k}" for k, weight in enumerate(found) if weight is None]:
         raise ValueError(f"parameters lack the heads {', '.join(missing)}, but hold others; pass all or none")
-    return tuple(at_least_float32(weight.flatten()) for weight in found if weight is not None)
+    weights = [at_least_float32(weight.flatten()) for weight in found if weight is not None]
+    if "floors" in parameters:
+        weights = [F.pad(weight, (0, 1)) for weight in weights]
+    return tuple(weights)
 
 
 def distance(
@@ -150,9 +158,10 @@ def distance(
     """
     pairs = list(zip(map(_batch, features0), map(_batch, features1), strict=True))
     if all(can_run_fast(f0.shape, f1.shape) for f0, f1 in pairs):
-        maps = fast_layer_maps(pairs, heads)
+        maps = fast_layer_maps(pairs, heads, [None] * len(pairs))
     else:
-        maps = layer_maps(pairs, [functools.partial(weighted_sum, weight=weight) for weight in heads])
+        weighted = [functools.partial(weighted_sum, weight=weight) for weight in heads]
+        maps = layer_maps(pairs, weighted, [None] * len(pairs))
     total = average_and_sum(maps, size)[0].squeeze(1)
     if size is None:
         total = total.flatten()
@@ -202,7 +211,26 @@ def _features(
     for key, constant in _SCALING.items():
         given[key] = parameters[key] if key in parameters else constant.to(like.device, like.dtype)
     found: tuple[Tensor, ...] = functional_call(_modules.made[net, version], given, (batch, normalize))
+    scales = _scales(parameters, ARCHITECTURES[net])
+    if scales:
+        pixels = PixelFeatures(scales).to(like)
+        found += tuple(pixels(2 * batch - 1 if normalize else batch))
+    floors = parameters.get("floors")
+    if floors is not None:
+        found = tuple(
+            torch.cat([f, floor.to(f).expand_as(f[:, :1])], dim=1)
+            for f, floor in zip(found, floors, strict=True)
+        )
     return found if images.ndim == 4 else tuple(f[0] for f in found)
+
+
+def _scales(parameters: Parameters, arch: Architecture) -> int:
+    """Return how many scales of the pixels' features have heads."""
+    first = len(arch.channels)
+    return sum(
+        any(f"lin{k}.model.{m}.weight" in parameters for m in (0, 1))
+        for k in range(first, first + MOST_SCALES)
+    )
 
 
 def _batch(tensor: Tensor) -> Tensor:
@@ -227,12 +255,13 @@ class _FeatureModule(FeatureNetwork):
     def __init__(self, net: str, version: str) -> None:
         super().__init__()
         self.version = version
+        self.pixels = self.floors = None
         with torch.device("meta"):
             self.scaling_layer, self.net = ScalingLayer(), Backbone(ARCHITECTURES[net])
 
     def forward(self, images: Tensor, normalize: bool) -> tuple[Tensor, ...]:
         """Return the features of images `(N, 3, H, W)`."""
-        return self._run_net(self._scale(images, normalize))
+        return tuple(self._run(images, normalize))
 
 
 class _FeatureModules(threading.local):

@@ -53,7 +53,8 @@ def main() -> None:
     file = WEIGHTS / entry["file"]
     heads = {f"lin{k}.model.1.weight": value for k, value in enumerate(contents.heads or [])}
     if entry["kind"] == "metric":
-        state = {**(contents.backbone or {}), **heads}
+        floors = {} if contents.floors is None else {"floors": contents.floors}
+        state = {**(contents.backbone or {}), **heads, **floors}
         state = {key: value.half() for key, value in state.items()}
         named = {"name": options.name, **{key: entry[key] for key in ("net", "version", "licence")}}
         checkpoints.save(file, state, {**named, **about})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpips.backbones.architectures import Architecture
+from rlpips.backbones.pixels import CHANNELS, MOST_SCALES
 from rlpips.errors import CheckpointError
 from rlpips.hub import safetensorsfile, tensorfiles
 from rlpips.hub.descriptions import backbone_shapes, describe_state, shorten
@@ -32,12 +33,14 @@ class Checkpoint:
 
     Attributes:
         backbone: by torchvision's names, or None.
-        heads: `(1, C, 1, 1)` for each slice, or None.
+        heads: `(1, C, 1, 1)` for each slice, then for each scale of the pixels' features, or None.
+        floors: `(L,)`, the floor of each layer, or None.
         metadata: what the file says about itself, if this package wrote it.
     """
 
     backbone: dict[str, Tensor] | None = None
     heads: list[Tensor] | None = None
+    floors: Tensor | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,10 +63,11 @@ def save(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, An
 def read(path: Path, arch: Architecture, *, prefix: str = "", pinned: bool = False) -> Checkpoint:
     """Read a checkpoint for an architecture. No tensor may be unknown, missing or of another shape.
 
-    It takes safetensors files and those of `torch.save`: heads (`linK.model.1.weight`), state dicts of
-    `lpips`, R-LPIPS and this package, with or without `scaling_layer`, and torchvision's models, whose
-    classifier is left out. All names may begin with `module.`, and heads may lack the place of dropout
-    (`model.0`). Weights must be finite in float32, and those of heads must not be negative.
+    It takes safetensors files and those of `torch.save`: heads (`linK.model.1.weight`), with floors or
+    without, state dicts of `lpips`, R-LPIPS and this package, with or without `scaling_layer`, and
+    torchvision's models, whose classifier is left out. All names may begin with `module.`, and heads may
+    lack the place of dropout (`model.0`). Weights must be finite in float32, and those of heads and floors
+    must not be negative.
 
     Args:
         path: the file.
@@ -92,6 +96,7 @@ class _Sorted:
     backbone: dict[str, Stored] = field(default_factory=dict)
     heads: dict[str, Stored] = field(default_factory=dict)
     twice: dict[str, Stored] = field(default_factory=dict)  # LPIPS' state dicts name each head twice
+    floors: dict[str, Stored] = field(default_factory=dict)
     constants: dict[str, Stored] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
@@ -108,6 +113,8 @@ def _sort(state: Mapping[str, Stored], arch: Architecture) -> _Sorted:
             found.backbone[f"features.{match[2]}.{match[3]}"] = value
         elif match := re.fullmatch(r"lins?\.?(\d+)\.model\.[01]\.weight", key):
             (found.twice if match[1] in found.heads else found.heads)[match[1]] = value
+        elif key == "floors":
+            found.floors[key] = value
         elif key in ("scaling_layer.shift", "scaling_layer.scale"):
             found.constants[key] = value
         elif not key.startswith("classifier.") and not is_nested(key):
@@ -125,7 +132,9 @@ def _fit(state: Mapping[str, Stored], arch: Architecture, path: Path, *, pinned:
     if not problems:
         checkpoint.backbone = _values(found.backbone) or None
         if found.heads:
-            checkpoint.heads = [found.heads[str(k)].read() for k in range(len(arch.channels))]
+            checkpoint.heads = [found.heads[str(k)].read() for k in range(len(found.heads))]
+        if found.floors:
+            checkpoint.floors = found.floors["floors"].read()
         problems = _contradictions(found, checkpoint.heads)
         if not pinned:
             problems += _faults(checkpoint)
@@ -139,7 +148,12 @@ def _fit(state: Mapping[str, Stored], arch: Architecture, path: Path, *, pinned:
 
 def _misfits(found: _Sorted, arch: Architecture) -> list[str]:
     """Say which tensors have a wrong shape or kind, and which are missing or unknown."""
-    heads = {str(k): (1, channels, 1, 1) for k, channels in enumerate(arch.channels)}
+    # layers of pixels come after those of the backbone, without a gap
+    most = range(len(arch.channels), len(arch.channels) + MOST_SCALES)
+    scales = max((k + 1 - len(arch.channels) for k in most if str(k) in found.heads), default=0)
+    channels = (*arch.channels, *scales * [CHANNELS])
+    heads = {str(k): (1, each, 1, 1) for k, each in enumerate(channels)}
+    floors = {"floors": (len(channels),)}
     missing, unknown = [], list(found.unknown)
     problems: list[str] = []
     for tensors, expected, label in (
@@ -151,6 +165,7 @@ def _misfits(found: _Sorted, arch: Architecture) -> list[str]:
             unknown += [label + key for key in tensors if key not in expected]
             problems += _wrong_kinds(tensors, expected, label)
     problems += _wrong_kinds(found.twice, heads, "lins.")
+    problems += _wrong_kinds(found.floors, floors, "")
     if missing:
         problems.append(f"missing: {shorten(missing)}")
     if unknown:
@@ -186,16 +201,21 @@ def _contradictions(found: _Sorted, heads: list[Tensor] | None) -> list[str]:
 def _faults(checkpoint: Checkpoint) -> list[str]:
     """Say which weights no metric can have."""
     heads = {f"lin{k}": value for k, value in enumerate(checkpoint.heads or [])}
+    floors = {} if checkpoint.floors is None else {"floors": checkpoint.floors}
     problems = [
         f"{key} is not finite in float32"
-        for key, value in {**(checkpoint.backbone or {}), **heads}.items()
+        for key, value in {**(checkpoint.backbone or {}), **heads, **floors}.items()
         if not torch.isfinite(value.float()).all()
     ]
-    return problems + [
-        f"{key} has negative weights, which would make distances negative; in training, clamp heads at 0"
-        for key, value in heads.items()
-        if (value < 0).any()
-    ]
+    return (
+        problems
+        + [
+            f"{key} has negative weights, which would make distances negative; in training, clamp heads at 0"
+            for key, value in heads.items()
+            if (value < 0).any()
+        ]
+        + [f"{key} has negative values" for key, value in floors.items() if (value < 0).any()]
+    )
 
 
 def _is_constant(key: str, value: Stored) -> bool:

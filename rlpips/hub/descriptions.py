@@ -60,7 +60,7 @@ def describe_state(state: Mapping[str, Stored]) -> str:
     if heads:
         widths = sorted({(int(re.findall(r"\d+", key)[0]), state[key].numel()) for key in heads})
         for arch in ARCHITECTURES.values():
-            if [width for _, width in widths] == list(arch.channels):
+            if [width for _, width in widths][: len(arch.channels)] == list(arch.channels):
                 return f"LPIPS heads for net={arch.name!r}"
         return "LPIPS heads for another backbone"
     if "conv1.weight" in state and any(key.startswith("layer1.") for key in state):

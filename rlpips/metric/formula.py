@@ -7,6 +7,11 @@ f_l(x) are the features of image x at layer l of the backbone, `(C_l, H_l, W_l)`
 channels, so that u_l has unit length; w_l is the head of layer l, one learned weight per channel. The paper
 writes the weights inside the square. Its code weighs the squares, and so do all published heads.
 
+In flat regions features are small. Scaled to unit length they are not, so a change that nobody sees may turn
+them around. Robust metrics therefore have a floor c_l for each layer, with which |f_l| becomes
+
+    sqrt(|f_l(x)|² + c_l²)
+
 `layer_maps` goes from features to a map of distances for each layer, `average_and_sum` from these maps to the
 distance. `rlpips.metric.fused` computes the same maps faster.
 """
@@ -23,21 +28,25 @@ FeaturePairs = Iterable[tuple[Tensor, Tensor]]  # for each layer the features of
 Head = Callable[[Tensor], Tensor]  # weighs squared differences `(N, C, h, w)` and sums them to `(N, 1, h, w)`
 
 
-def layer_maps(features: FeaturePairs, heads: Sequence[Head]) -> list[Tensor]:
+def layer_maps(
+    features: FeaturePairs, heads: Sequence[Head], floors: Sequence[Tensor | None]
+) -> list[Tensor]:
     """Return the map of distances of each layer, `(N, 1, h, w)`.
 
     Args:
         features: for each layer the features of both batches of images, `(N, C, h, w)`. Either batch may hold
             one image, which is compared with each image of the other.
         heads: the head of each layer.
+        floors: the floor of each layer, a scalar, or None.
     """
-    return [layer_map(f0, f1, head) for (f0, f1), head in zip(features, heads, strict=True)]
+    each_layer = zip(features, heads, floors, strict=True)
+    return [layer_map(f0, f1, head, floor) for (f0, f1), head, floor in each_layer]
 
 
-def layer_map(f0: Tensor, f1: Tensor, head: Head) -> Tensor:
+def layer_map(f0: Tensor, f1: Tensor, head: Head, floor: Tensor | None = None) -> Tensor:
     """Return the map of distances of one layer, `(N, 1, h, w)`: unit length, squared difference, head."""
-    difference = normalize_tensor(at_least_float32(f0)) - normalize_tensor(at_least_float32(f1))
-    return head(difference.square())
+    unit0, unit1 = (normalize_tensor(at_least_float32(f), floor=floor) for f in (f0, f1))
+    return head((unit0 - unit1).square())
 
 
 def average_and_sum(maps: Sequence[Tensor], size: Sequence[int] | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -51,12 +60,15 @@ def average_and_sum(maps: Sequence[Tensor], size: Sequence[int] | None = None) -
     return torch.stack(shares).sum(dim=0), shares
 
 
-def normalize_tensor(in_feat: Tensor, eps: float = EPS) -> Tensor:
+def normalize_tensor(in_feat: Tensor, eps: float = EPS, floor: Tensor | None = None) -> Tensor:
     """Scale features to unit length over channels, `f / (|f| + eps)`, with finite gradients at `f = 0`.
+
+    With a floor, `f / (sqrt(|f|² + floor²) + eps)`: features that are much shorter stay short.
 
     Args:
         in_feat: `(N, C, H, W)`, floating point.
         eps: added to the length.
+        floor: a scalar.
 
     Returns:
         The same shape and dtype. A vector of zeros stays zero. A length of 0, and one so small that adding
@@ -67,6 +79,8 @@ def normalize_tensor(in_feat: Tensor, eps: float = EPS) -> Tensor:
     tensor([0.6000, 0.8000])
     """
     square = in_feat.square().sum(dim=1, keepdim=True)
+    if floor is not None:
+        square = square + floor.square()
     # eps rounds such lengths away, and their second derivatives would overflow
     negligible = square <= (torch.finfo(in_feat.dtype).eps / 8 * eps) ** 2
     length = square.masked_fill(negligible, 1).sqrt().masked_fill(negligible, 0)

@@ -18,8 +18,16 @@ BLOCK = 1 << 18  # values in a block: 1 MiB in float32
 ROUNDING_FLOOR = 1e-27  # adding EPS rounds shorter lengths away, in float64 too
 
 
-def channel_lengths(f: Tensor) -> Tensor:
-    """Return the lengths of features over channels, `(N, 1, h, w)`, as constants, in float32 or float64."""
+def channel_lengths(f: Tensor, floor: Tensor | None = None) -> Tensor:
+    """Return the lengths of features over channels, `(N, 1, h, w)`, as constants, in float32 or float64.
+
+    With a floor, a scalar, `sqrt(|f|² + floor²)`.
+    """
+    length = _channel_lengths(f)
+    return length if floor is None else length.hypot(floor.detach().to(length.dtype))
+
+
+def _channel_lengths(f: Tensor) -> Tensor:
     f = f.detach()
     dtype = torch.promote_types(f.dtype, torch.float32)
     if f.dtype == dtype or f.device.type != "cpu" or not eager():
@@ -32,7 +40,9 @@ def channel_lengths(f: Tensor) -> Tensor:
     return length.view(f.shape[0], 1, *f.shape[2:])
 
 
-def fused_layer_map(f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor, weight: Tensor) -> Tensor:
+def fused_layer_map(
+    f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor, weight: Tensor, floor: Tensor | None = None
+) -> Tensor:
     """Return the map of distances of one layer, `(N, 1, h, w)`, with derivatives of any order.
 
     Args:
@@ -41,8 +51,9 @@ def fused_layer_map(f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor, we
         f1: features of the same shape.
         length1: their lengths.
         weight: one weight per channel, `(C,)`, in float32 or float64.
+        floor: that of the lengths, a scalar, which counts as a constant.
     """
-    fused: Tensor = _FusedLayerMap.apply(f0, length0, f1, length1, weight)
+    fused: Tensor = _FusedLayerMap.apply(f0, length0, f1, length1, weight, floor)
     return fused
 
 
@@ -59,7 +70,16 @@ def _blocks(rows: Tensor) -> list[slice]:
 
 class _FusedLayerMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f0: Tensor, length0: Tensor, f1: Tensor, length1: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        f0: Tensor,
+        length0: Tensor,
+        f1: Tensor,
+        length1: Tensor,
+        weight: Tensor,
+        floor: Tensor | None,
+    ) -> Tensor:
+        ctx.floor = floor
         ctx.save_for_backward(f0, length0, f1, length1, weight)
         rows0, rows1 = _rows(f0), _rows(f1)
         inverse0, inverse1 = (1 / (_rows(length) + EPS) for length in (length0, length1))
@@ -76,7 +96,7 @@ class _FusedLayerMap(torch.autograd.Function):
         f0, length0, f1, length1, weight = ctx.saved_tensors
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # with is_grads_batched=True
         if torch.is_grad_enabled() or transforming() or batched:
-            return _formula_backward(ctx.needs_input_grad, f0, f1, weight, grad)
+            return _formula_backward(ctx.needs_input_grad, f0, f1, weight, ctx.floor, grad)
         rows = _rows(f0), _rows(f1)
         lengths = [_rows(length) for length in (length0, length1)]
         inverses = [1 / (length + EPS) for length in lengths]
@@ -107,18 +127,18 @@ class _FusedLayerMap(torch.autograd.Function):
             grad_rows[k].view(count, height, width, -1).permute(0, 3, 1, 2) if k in needed else None
             for k in (0, 1)
         )
-        return grad_f0, None, grad_f1, None, grad_weight
+        return grad_f0, None, grad_f1, None, grad_weight, None
 
 
 def _formula_backward(
-    needed: tuple[bool, ...], f0: Tensor, f1: Tensor, weight: Tensor, grad: Tensor
+    needed: tuple[bool, ...], f0: Tensor, f1: Tensor, weight: Tensor, floor: Tensor | None, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Differentiate the formula instead, which can be differentiated again."""
     wanted = [k for k in (0, 2, 4) if needed[k]]
     with torch.enable_grad():
         # views, so that f0 and f1 are two inputs even if they are one tensor
         inputs = {0: f0.view_as(f0), 2: f1.view_as(f1), 4: weight.view_as(weight)}
-        value = layer_map(inputs[0], inputs[2], partial(weighted_sum, weight=inputs[4]))
+        value = layer_map(inputs[0], inputs[2], partial(weighted_sum, weight=inputs[4]), floor)
         found = torch.autograd.grad(value, [inputs[k] for k in wanted], grad, create_graph=True)
     gradients = dict(zip(wanted, found, strict=True))
-    return tuple(gradients.get(k) for k in range(5))
+    return tuple(gradients.get(k) for k in range(6))

@@ -1,6 +1,7 @@
 """LPIPS, the learned perceptual image patch similarity of Zhang et al. 2018 (arXiv 1801.03924)."""
 
 import functools
+import itertools
 import logging
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from rlpips._choices import NETS, VERSIONS
 from rlpips._version import __version__
 from rlpips.backbones.architectures import Backbone, architecture
+from rlpips.backbones.pixels import CHANNELS, PixelFeatures
 from rlpips.hub import checkpoints, loading
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
 from rlpips.metric.features import FeatureNetwork
@@ -119,6 +121,7 @@ class LPIPS(FeatureNetwork):
             weights, arch, version, lpips=lpips, pretrained=pretrained, pnet_rand=pnet_rand
         )
         heads, backbone = checkpoint.heads, checkpoint.backbone
+        scales = len(heads) - len(arch.channels) if lpips and heads is not None else 0
         if verbose:
             logger.info(
                 "LPIPS: net=%s version=%s lpips=%s spatial=%s weights=%s",
@@ -139,7 +142,7 @@ class LPIPS(FeatureNetwork):
         self.min_size = arch.min_size
 
         self.scaling_layer = ScalingLayer()
-        self.chns = list(arch.channels)
+        self.chns = list(arch.channels) + scales * [CHANNELS]
         self.L = len(self.chns)
         self.net = Backbone(arch)
         if backbone is None:
@@ -147,6 +150,9 @@ class LPIPS(FeatureNetwork):
         else:
             self.net.load_features(backbone)
         self.net.requires_grad_(pnet_tune)
+        self.pixels = PixelFeatures(scales) if scales else None
+        floors = None if checkpoint.floors is None else checkpoint.floors[: self.L].float().clone()
+        self.floors = None if floors is None else nn.Parameter(floors, requires_grad=False)
         if lpips:
             with torch.device("meta"):  # draws no random numbers for heads that are loaded
                 lins = [NetLinLayer(channels, use_dropout=use_dropout) for channels in self.chns]
@@ -251,6 +257,9 @@ class LPIPS(FeatureNetwork):
         The backbone computes the features f_l of each layer l. They are scaled to unit length over channels,
         their squared differences are weighted by the head w_l, averaged over space and summed over layers.
 
+        Robust weights may add two things, see `rlpips.metric.formula` and `rlpips.backbones.pixels`: a floor
+        for the lengths |f_l|, and layers after the backbone's whose features are filters of the pixels.
+
         With `tile`, the images run through the backbone one tile at a time, so you can measure images of any
         size. The distances and all gradients are the same up to rounding. Memory is that of one tile of each
         image of the batch. Time grows because tiles overlap: a crop is up to 200 pixels wider than its tile
@@ -292,10 +301,12 @@ class LPIPS(FeatureNetwork):
         """Return the map of distances of each layer, `(N, 1, h, w)`: the formula up to the average."""
         features = self._features(in0, in1, normalize)
         weights = fixed_weights(self.heads)
-        if weights is not None and can_run_fast(in0.shape, in1.shape):
+        fixed = self.floors is None or not self.floors.requires_grad
+        if weights is not None and fixed and can_run_fast(in0.shape, in1.shape):
             lengths = [x.lengths[: self.L] if isinstance(x, Reference) else None for x in (in0, in1)]
-            return fast_layer_maps(features, weights, lengths)
-        return layer_maps(features, [functools.partial(apply_head, head) for head in self.heads])
+            return fast_layer_maps(features, weights, self.layer_floors, lengths)
+        heads = [functools.partial(apply_head, head) for head in self.heads]
+        return layer_maps(features, heads, self.layer_floors)
 
     @property
     def heads(self) -> list[nn.Module | None]:
@@ -345,9 +356,11 @@ class LPIPS(FeatureNetwork):
         (batch,) = self._check({"images": images}, normalize)
         assert isinstance(batch, Tensor)
         with ordinary_tensors():
-            features = self._run_net(self._scale(batch, normalize))
-            lengths = tuple(channel_lengths(f) for f in features)
-            return Reference(features, lengths, tuple(batch.shape), self._dtype(batch), self._made_by())
+            features = tuple(itertools.islice(self._run(batch, normalize), self.L))
+            floors = self.layer_floors
+            lengths = tuple(channel_lengths(f, floor) for f, floor in zip(features, floors, strict=True))
+            shape, dtype = tuple(batch.shape), self._dtype(batch)
+            return Reference(features, lengths, floors, shape, dtype, self._made_by())
 
     def _check(self, inputs: dict[str, Tensor | Reference], normalize: bool) -> list[Tensor | Reference]:
         """Check inputs, by their names, and return them with images as batches `(N, 3, H, W)`."""

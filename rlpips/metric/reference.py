@@ -35,7 +35,8 @@ class Reference:
 
     Attributes:
         features: the features of each layer, `(N, C, h, w)`.
-        lengths: their lengths over channels, `(N, 1, h, w)`, as constants.
+        lengths: their lengths over channels, `(N, 1, h, w)`, with the metric's floors, as constants.
+        floors: the floor of each layer, a scalar, or None.
         shape: the shape of the images, `(N, 3, H, W)`.
         dtype: the dtype of distances to the images.
         source: identifies the metric that made the reference.
@@ -43,6 +44,7 @@ class Reference:
 
     features: tuple[Tensor, ...]
     lengths: tuple[Tensor, ...]
+    floors: tuple[Tensor | None, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
     source: Source | None = None
@@ -54,7 +56,8 @@ class Reference:
     @property
     def unit_features(self) -> tuple[Tensor, ...]:
         """The features scaled to unit length over channels, in float32 or float64."""
-        return tuple(normalize_tensor(at_least_float32(f)) for f in self.features)
+        each_layer = zip(self.features, self.floors, strict=True)
+        return tuple(normalize_tensor(at_least_float32(f), floor=floor) for f, floor in each_layer)
 
     def __getitem__(self, index: int | Tensor | slice | Sequence[int]) -> "Reference":
         """Select images by a number, a slice, a mask, or a tensor or list of numbers.

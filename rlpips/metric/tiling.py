@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpips.backbones.architectures import Backbone, Fire
+from rlpips.backbones.pixels import BLOCK, STRIDE, PixelFeatures
 from rlpips.metric.reference import Reference
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def in_tiles(
     Without `metric.spatial`, return the average of each map, `(N, 1, 1, 1)`, so that no map is held whole.
 
     Args:
-        layer_maps: returns a map of distances `(N, 1, h, w)` for each slice of the metric's backbone.
+        layer_maps: returns a map of distances `(N, 1, h, w)` for each layer of the metric.
         metric: the metric. Gradients flow to its parameters and to the images.
         in0: `(N, 3, H, W)`; either batch may hold one image.
         in1: likewise.
@@ -52,7 +53,7 @@ def in_tiles(
         )
     if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
         raise ValueError(f"tile must be a positive whole number of pixels, or None, got {tile!r}")
-    fields = receptive_fields(metric.net)
+    fields = receptive_fields(metric.net) + pixel_fields(metric.pixels)
     rows, columns = (tile_spans(length, tile, fields) for length in in0.shape[2:])
     average = not metric.spatial
     return list(_InTiles.apply(layer_maps, rows, columns, average, in0, in1, *metric.parameters()))
@@ -82,6 +83,12 @@ def receptive_fields(net: Backbone) -> list[ReceptiveField]:
                 stride *= _along_axis(layer.stride)
         fields.append(ReceptiveField(stride, before, size))
     return fields
+
+
+def pixel_fields(pixels: PixelFeatures | None) -> list[ReceptiveField]:
+    """Return the receptive field of each scale of the pixels' features."""
+    scales = range(0 if pixels is None else pixels.scales)
+    return [ReceptiveField(2**scale * STRIDE, 0, 2**scale * BLOCK) for scale in scales]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
