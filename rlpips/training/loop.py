@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rlpips._version import __version__
 from rlpips.attacks.metrics import Metric
+from rlpips.data.judgements import collate
 from rlpips.errors import DatasetError, UndefinedDistanceError
 from rlpips.hub import checkpoints
 from rlpips.hub.digests import metric_digest
@@ -51,6 +52,7 @@ from rlpips.training.validation import evenly_spaced, validate
 _SAVE_EVERY = 60.0  # seconds between two records of the state within an epoch
 _LOG_EVERY = 20  # steps in a row of the log
 _TIMED = 5  # steps from which the length of a run is estimated
+_EXAMPLES = 128  # triplets that set the floors and the weights of layers of pixels
 _MOST_FAILED = 5  # steps in a row without finite numbers that end a run
 
 
@@ -150,7 +152,8 @@ def _run(
     if teachers:
         data, validation, targets = _ask_teachers(recipe, data, validation, teachers, settings, folder)
     scale = 1.0 if targets is None else float(targets.log_distances.median().exp())
-    state = new_state(recipe, scale, torch.device(settings.device))
+    some = collate([data[k] for k in range(min(_EXAMPLES, len(data)))])  # type: ignore[arg-type]
+    state = new_state(recipe, scale, torch.device(settings.device), (some["ref"], some["p0"]))
     saved = folder.load_state()
     if saved is not None:
         try:

@@ -59,6 +59,18 @@ class Recipe:
         choices=("heads", "all", "scratch"),
     )
     dropout: bool = option(True, "dropout before the heads while they are trained")
+    pixels: int = option(
+        0,
+        "how many layers of pixels the metric gets, at most 2: block transforms of the image, at one scale "
+        "or at two, which are harder to fool than a backbone",
+        least=0,
+    )
+    floors: float = option(
+        0.0,
+        "the floor of each layer, as a multiple of the mean length of its features: shorter features count "
+        "less; 0 adds none",
+        least=0,
+    )
     perturb: tuple[str, ...] = option(
         ("x0",),
         "which images to attack: x0, x1, ref, x0+x1, or self, which pushes a reference away from itself; "
@@ -153,6 +165,8 @@ class Recipe:
         for name in ("lr", "head_lr", "bias_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.pixels > 2:
+            raise ValueError(f"pixels={self.pixels} must be at most 2")
         for name in ("beta1", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from rlpips.metric.lpips import LPIPS
 from rlpips.training.losses import TripletLoss
 from rlpips.training.optimisation import clamp_heads, new_average, new_optimizer
+from rlpips.training.parts import add_parts
 from rlpips.training.recipe import Recipe
 
 
@@ -81,20 +82,25 @@ class TrainingState:
         )
 
 
-def new_state(recipe: Recipe, scale: float, device: torch.device) -> TrainingState:
+def new_state(
+    recipe: Recipe, scale: float, device: torch.device, examples: tuple[Tensor, Tensor]
+) -> TrainingState:
     """Return the state that a run begins with.
 
     Args:
         recipe: the recipe.
         scale: the unit of distance of the loss.
         device: where to train.
+        examples: references and distorted images, `(N, 3, H, W)` in [-1, 1], which set the floors and the
+            weights of layers of pixels.
 
     Raises:
-        ValueError: `recipe.weights` does not fit `recipe.net`.
+        ValueError: `recipe.weights` does not fit `recipe.net`, or has other layers of pixels.
         CheckpointError: the file of `recipe.weights` is damaged, or no metric's.
         WeightsUnavailableError: `recipe.weights` are not on this machine and cannot be fetched.
     """
     metric = new_metric(recipe)
+    add_parts(metric, recipe.pixels, recipe.floors, *examples)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         loss = TripletLoss(metric, recipe, scale).to(device)
