@@ -183,7 +183,7 @@ class TripletLoss(nn.Module):
         self, d0: Tensor, d1: Tensor, triplets: Triplets, names: tuple[str, str, str], total: float
     ) -> dict[str, Tensor]:
         """Return the cross entropy, the accuracy and, with teachers, the regression, under these names."""
-        logits = ranking_logits(self.ranking, d0, d1)
+        logits = ranking_logits(self.ranking, d0, d1) + self.recipe.margin * (1 - 2 * triplets.judge)
         with torch.no_grad():
             agreeing = torch.where(d1 < d0, triplets.judge, 1 - triplets.judge)
         entropy, accuracy, regression = names

@@ -97,6 +97,12 @@ class Recipe:
         "'ratio' uses 4 times the logarithm of their ratio as the logit",
         choices=("network", "ratio"),
     )
+    margin: float = option(
+        0.0,
+        "how much larger than needed the logit of the right answer must be: the ranking loss is computed "
+        "from logits that are this much worse",
+        least=0,
+    )
     clean: float = option(
         0.0, "weight of the ranking loss on clean triplets, beside that on attacked triplets", least=0
     )

@@ -51,6 +51,16 @@ def test_ranking_by_ratio_knows_the_logarithm():
     assert loss(some, [])["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_a_margin_counts_against_the_right_answer():
+    plain, wide = (loss_of(Recipe(ranking="ratio", margin=margin)) for margin in (0.0, 3.0))
+    some = dataclasses.replace(batch(), judge=torch.tensor([0.0, 1.0] * 4))
+    d0, d1 = (plain.metric(x, some.ref).flatten() for x in (some.x0, some.x1))
+    logit = 4 * (d0 / d1).log() + torch.tensor([3.0, -3.0] * 4)
+    expected = torch.nn.functional.binary_cross_entropy(logit.sigmoid(), some.judge)
+    assert wide(some, [])["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert wide(some, [])["accuracy"] == plain(some, [])["accuracy"]
+
+
 @pytest.mark.parametrize("ranking", ["network", "ratio"])
 @pytest.mark.parametrize("perturb", ["x0", "x1", "ref", "x0+x1"])
 def test_attacks_raise_the_loss_within_their_budget(perturb, ranking):
