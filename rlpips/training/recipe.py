@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlpips._choices import NETS
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rlpips.attacks.base import Attack
 
 T = TypeVar("T")
@@ -86,6 +88,12 @@ class Recipe:
     )
     eps_range: tuple[float, float] = option(
         (1.0, 1.0), "each step draws its budget uniformly between these two multiples of eps", least=0
+    )
+    stadv: float = option(
+        0.0,
+        "the share of steps whose attack moves pixels instead, by StAdv, with a budget drawn uniformly "
+        "between a quarter of a pixel and one pixel",
+        least=0,
     )
     steps: int = option(10, "gradient steps of the attack", least=1)
     step_size: float | None = option(
@@ -171,6 +179,8 @@ class Recipe:
         for name in ("lr", "head_lr", "bias_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.stadv > 1:
+            raise ValueError(f"stadv={self.stadv} must be at most 1")
         if self.pixels > 2:
             raise ValueError(f"pixels={self.pixels} must be at most 2")
         for name in ("beta1", "ema"):
@@ -207,8 +217,17 @@ class Recipe:
         """The number of passes over the data."""
         return self.epochs + self.decay_epochs
 
+    def draw_attack(self, rng: "np.random.Generator") -> "Attack":
+        """Draw the budget and the seed of one step's attack, and make it."""
+        eps, seed = self.eps * float(rng.uniform(*self.eps_range)), int(rng.integers(2**31))
+        if self.stadv and rng.random() < self.stadv:
+            from rlpips.attacks.stadv import StAdv
+
+            return StAdv(float(rng.uniform(0.25, 1)), self.steps, seed=seed)
+        return self.make_attack(eps, seed)
+
     def make_attack(self, eps: float, seed: int) -> "Attack":
-        """Make the attack of one step."""
+        """Make an attack of the recipe's kind."""
         from rlpips.attacks.parse import parse_attack
 
         attack = parse_attack(f"{self.attack}:{eps!r}:{self.steps}", seed=seed)

@@ -34,8 +34,7 @@ def take_step(
         FloatingPointError: the loss or its gradient is not finite in some process. No weight has changed.
     """
     rng = np.random.default_rng((recipe.seed, state.step, 2))
-    eps = recipe.eps * float(rng.uniform(*recipe.eps_range))
-    attack = recipe.make_attack(eps, int(rng.integers(2**31)))
+    attack = recipe.draw_attack(rng)
     processes = Processes.current()
     terms: dict[str, Tensor] = {}
     defined = True

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from rlpips.attacks import APGD, PGD, SSA, StAdv
@@ -74,3 +75,17 @@ def test_the_published_recipes():
     assert (RECIPES["lpips"].epochs, RECIPES["lpips"].decay_epochs) == (5, 5)
     robust = RECIPES["r-lpips"]
     assert (robust.mode, robust.perturb, robust.eps) == ("adversarial", ("x0",), 4 / 255)
+
+
+def test_steps_draw_their_attack():
+    recipe = Recipe(eps=4 / 255, eps_range=(0.5, 2.5), steps=3, stadv=0.25)
+    drawn = [recipe.draw_attack(np.random.default_rng((0, step))) for step in range(400)]
+    moved = [attack.eps for attack in drawn if isinstance(attack, StAdv)]
+    pushed = [attack.eps for attack in drawn if isinstance(attack, PGD)]
+    assert 70 < len(moved) < 130
+    assert len(moved) + len(pushed) == 400
+    assert 0.25 < min(moved) < 0.3 < 0.95 < max(moved) < 1
+    assert 2 / 255 < min(pushed) < 2.2 / 255 < 9.8 / 255 < max(pushed) < 10 / 255
+    assert len({attack.seed for attack in drawn}) == 400
+    with pytest.raises(ValueError, match="stadv=2.0 must be at most 1"):
+        Recipe(stadv=2.0)
