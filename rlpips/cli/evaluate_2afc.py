@@ -31,7 +31,12 @@ def add_2afc(reports: Any) -> None:
         "attack, with 95 % confidence intervals. 2AFC gives credit by the share of people who agree; "
         "accuracy counts agreement with the majority.",
     )
-    add_data_options(report, "2afc")
+    add_data_options(
+        report,
+        "2afc",
+        or_table="; or a CSV table with the columns ref, a, b and votes, the share of people who chose b, "
+        "optionally group and type (the subsets); paths are relative to its folder",
+    )
     add_attack_option(report, attack, [])
     report.add_argument(
         "--perturb",
@@ -46,6 +51,7 @@ def add_2afc(reports: Any) -> None:
 
 def _evaluate_2afc(options: argparse.Namespace) -> int:
     from rlpips.attacks.ssa import SSA
+    from rlpips.data.judgement_tables import TwoAFCTable
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.figures import margins
     from rlpips.evaluation.judgement_measurement import measure_2afc
@@ -54,6 +60,7 @@ def _evaluate_2afc(options: argparse.Namespace) -> int:
     from rlpips.evaluation.scores import accuracy, margin, mean_of, two_afc_score
     from rlpips.evaluation.worst_examples import WorstImages
 
+    kind = TwoAFCTable if options.data.is_file() else TwoAFC
     attacks = attacks_by_name(options)
     for text, each in attacks.items():
         if isinstance(each, SSA) and not {"x0", "x1"} >= set(options.perturb):
@@ -63,7 +70,7 @@ def _evaluate_2afc(options: argparse.Namespace) -> int:
         worst = WorstImages()
         d0, d1, judge = measure_2afc(
             metric,
-            resized(TwoAFC(options.data, [task["subset"]]), options),
+            resized(kind(options.data, [task["subset"]]), options),
             attacks.get(task["attack"]),
             task["perturb"] if task["attack"] in attacks else "x0",
             batch_size=options.batch_size,
@@ -93,4 +100,4 @@ def _evaluate_2afc(options: argparse.Namespace) -> int:
         attacks=attacks,
         perturb=list(dict.fromkeys(options.perturb)),
     )
-    return report_judgements(options, resized(TwoAFC(options.data, options.subsets), options), specification)
+    return report_judgements(options, resized(kind(options.data, options.subsets), options), specification)

@@ -1,14 +1,13 @@
 """What `evaluate 2afc` and `evaluate jnd` share: reports on people's judgements."""
 
 import argparse
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpips.cli.judgement_results import Pooled, Results, Task, measure_judgements, pool
-from rlpips.cli.output import UNDEFINED, aligned, tell, write_json
+from rlpips.cli.output import UNDEFINED, aligned, score_cell, tell, write_json
 from rlpips.cli.report_options import check_options, settings, worst_of
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from rlpips.data.resized import Judgements
     from rlpips.evaluation.pictures import Image
     from rlpips.evaluation.result_cache import Measurements
-    from rlpips.evaluation.scores import Array, Score
+    from rlpips.evaluation.scores import Array
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def report_judgements(
         show = processes.rank == 0
         results = measure_judgements(options, dataset, specification, cache, device, show=show)
     if show:
-        _report_scores(options, specification, results)
+        _report_scores(options, dataset, specification, results)
         pooled = pool(results)
         if options.plot is not None and pooled:
             specification.draw(
@@ -91,7 +90,12 @@ def report_judgements(
     return 1 if results.undefined else 0
 
 
-def _report_scores(options: argparse.Namespace, specification: ReportSpecification, results: Results) -> None:
+def _report_scores(
+    options: argparse.Namespace,
+    dataset: "Judgements",
+    specification: ReportSpecification,
+    results: Results,
+) -> None:
     """Write the JSON if it was asked for, and print the table, even if the JSON cannot be written."""
     from rlpips.evaluation.report_json import attack_settings, report_header, worst_of_settings
     from rlpips.evaluation.scores import bootstrap
@@ -102,12 +106,13 @@ def _report_scores(options: argparse.Namespace, specification: ReportSpecificati
     records: list[dict[str, Any]] = []
     for task, measured in results.measured:
         columns = measured.columns
+        groups = [dataset.group_of(i) for i in results.positions[task["subset"]]]
         scores = {
-            name: bootstrap(statistic, *columns.values(), seed=options.seed)
+            name: bootstrap(statistic, *columns.values(), groups=groups, seed=options.seed)
             for name, statistic in statistics.items()
         }
         count = len(columns[specification.columns[0]])
-        rows.append([*task.values(), *map(_cell, scores.values()), str(count)])
+        rows.append([*task.values(), *map(score_cell, scores.values()), str(count)])
         values = {name: column.tolist() for name, column in columns.items()}
         records.append({**task, **{name: vars(score) for name, score in scores.items()}, **values})
     for task, problem in results.undefined:
@@ -122,12 +127,6 @@ def _report_scores(options: argparse.Namespace, specification: ReportSpecificati
             write_json(options.output, {**header, "results": records})
     finally:
         print("\n".join(aligned(rows)))
-
-
-def _cell(score: "Score") -> str:
-    if math.isnan(score.value):
-        return UNDEFINED
-    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
 def _columns(specification: ReportSpecification, pooled: Pooled) -> "list[Array]":

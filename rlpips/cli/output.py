@@ -1,13 +1,17 @@
 """What commands write: problems on stderr, tables on stdout, and files."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpips.errors import printable
+
+if TYPE_CHECKING:
+    from rlpips.evaluation.scores import Score
 
 UNDEFINED = "not defined"  # in tables; null in JSON
 
@@ -27,6 +31,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def score_cell(score: "Score") -> str:
+    """Write a score for a table, with its interval if there is one."""
+    if math.isnan(score.value):
+        return UNDEFINED
+    return f"{score.value:.3f}" + ("" if math.isnan(score.low) else f" [{score.low:.3f}, {score.high:.3f}]")
 
 
 def write_output(path: Path, text: str) -> None:

@@ -20,17 +20,19 @@ if TYPE_CHECKING:
     from rlpips.data.resized import Judgements
 
 
-def add_data_options(report: argparse.ArgumentParser, kind: str, unit: str = "examples") -> None:
+def add_data_options(
+    report: argparse.ArgumentParser, kind: str, unit: str = "examples", or_table: str = ""
+) -> None:
     """Add the options of reports on people's judgements, in data sets of this kind: '2afc' or 'jnd'.
 
-    `unit` is what a batch holds.
+    `unit` is what a batch holds. `or_table` says what table `--data` may be instead.
     """
     report.add_argument(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
-        help=f"a data set in the layout of BAPPS; it holds {kind}/",
+        help=f"a data set in the layout of BAPPS; it holds {kind}/{or_table}",
     )
     report.add_argument(
         "--subsets", nargs="+", metavar="SUBSET", help="subsets, such as val/cnn (default: all of val)"

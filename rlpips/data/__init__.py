@@ -2,6 +2,7 @@
 
 from rlpips.data.bapps import download
 from rlpips.data.distortions import DISTORTIONS, Distortion, combine
+from rlpips.data.judgement_tables import MOS, TwoAFCTable
 from rlpips.data.judgements import JND, TwoAFC, collate
 from rlpips.data.resized import Judgements, Resized
 from rlpips.data.triplets import PhotoTriplets, TripletsMade, make_triplets
@@ -9,12 +10,14 @@ from rlpips.data.triplets import PhotoTriplets, TripletsMade, make_triplets
 __all__ = [
     "DISTORTIONS",
     "JND",
+    "MOS",
     "Distortion",
     "Judgements",
     "PhotoTriplets",
     "Resized",
     "TripletsMade",
     "TwoAFC",
+    "TwoAFCTable",
     "collate",
     "combine",
     "download",

@@ -131,6 +131,10 @@ class _Judgements(Dataset[dict[str, Any]]):
         subset, stem = self._find(index)
         return f"{subset.name}/{stem}"
 
+    def group_of(self, index: int) -> str:
+        """Return the group of an example, which intervals resample as a whole: here the example alone."""
+        return self.name_of(index)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         subset, stem = self._find(index)

@@ -21,6 +21,9 @@ class Judgements(Protocol):
     def name_of(self, index: int) -> str:
         """Return an example's full name."""
 
+    def group_of(self, index: int) -> str:
+        """Return the group of an example, which intervals resample as a whole."""
+
 
 class Resized(Dataset[dict[str, Any]]):
     """A data set of judgements whose images have all been resized, bilinearly with antialiasing.
@@ -35,6 +38,7 @@ class Resized(Dataset[dict[str, Any]]):
         self.subsets = judgements.subsets
         self.subset_of = judgements.subset_of
         self.name_of = judgements.name_of
+        self.group_of = judgements.group_of
 
     def __len__(self) -> int:
         return len(self._judgements)

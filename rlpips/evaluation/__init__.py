@@ -3,8 +3,12 @@
 from rlpips.evaluation.certify import Certified, CertifiedBounds, CertifiedDecision
 from rlpips.evaluation.certify_figure import certified_curve
 from rlpips.evaluation.certify_measurement import CertifiedTriplets, measure_certified
+from rlpips.evaluation.correlations import correlations
 from rlpips.evaluation.figures import agreement, histograms, margins
 from rlpips.evaluation.judgement_measurement import measure_2afc, measure_jnd
+from rlpips.evaluation.logistic import Logistic, fit_logistic
+from rlpips.evaluation.mos_figure import scatter
+from rlpips.evaluation.mos_measurement import measure_mos
 from rlpips.evaluation.result_cache import ResultCache
 from rlpips.evaluation.robustness_measurement import robustness
 from rlpips.evaluation.robustness_report import RobustnessReport
@@ -25,6 +29,7 @@ __all__ = [
     "CertifiedBounds",
     "CertifiedDecision",
     "CertifiedTriplets",
+    "Logistic",
     "ResultCache",
     "RobustnessReport",
     "Score",
@@ -33,7 +38,9 @@ __all__ = [
     "agreement",
     "bootstrap",
     "certified_curve",
+    "correlations",
     "disagreement",
+    "fit_logistic",
     "histograms",
     "jnd_score",
     "margin",
@@ -42,6 +49,8 @@ __all__ = [
     "measure_2afc",
     "measure_certified",
     "measure_jnd",
+    "measure_mos",
     "robustness",
+    "scatter",
     "two_afc_score",
 ]

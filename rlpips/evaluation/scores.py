@@ -1,6 +1,6 @@
 """Scores of a metric against human judgements: 2AFC, accuracy, JND, and their confidence intervals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +126,13 @@ def disagreement(d: Array, same: Array) -> Array:
     return np.abs(rank / max(1, len(d) - 1) - (1 - same))
 
 
-def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, draws: int = 1000) -> Score:
+def bootstrap(
+    statistic: Callable[..., float],
+    *columns: Array,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = 1000,
+) -> Score:
     """Compute a statistic of examples, and its 95 % interval by the percentile bootstrap (Efron 1979).
 
     Draws for which the statistic is NaN are left out.
@@ -134,16 +140,32 @@ def bootstrap(statistic: Callable[..., float], *columns: Array, seed: int = 0, d
     Args:
         statistic: maps columns, each `(N,)`, to a number.
         columns: the examples.
+        groups: the group of each example, such as its reference, whose examples are drawn together; by
+            default each example is its own.
         seed: of the draws.
-        draws: how many samples of the examples are drawn, with replacement.
+        draws: how many samples of the groups are drawn, with replacement.
 
     Returns:
-        The statistic, its interval, and the number of examples.
+        The statistic, its interval, and the number of examples. The interval is NaN if there are several
+        examples in only one group.
     """
     count = len(columns[0])
+    members = group_positions(range(count) if groups is None else groups)
+    alone = len(members) == count
     rng = np.random.default_rng(seed)
-    picks = (rng.integers(0, count, count) for _ in range(draws))
+    picks = (rng.integers(0, len(members), len(members)) for _ in range(draws))
+    if not alone:
+        picks = (np.concatenate([members[k] for k in pick]) for pick in picks)
     estimates = [statistic(*(column[pick] for column in columns)) for pick in picks]
     known = [estimate for estimate in estimates if not np.isnan(estimate)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
+    varied = alone or len(members) > 1
+    low, high = np.quantile(known, [0.025, 0.975]) if known and varied else (np.nan, np.nan)
     return Score(float(statistic(*columns)), float(low), float(high), count)
+
+
+def group_positions(groups: Sequence[Hashable]) -> list[npt.NDArray[np.intp]]:
+    """Return the positions of the members of each group, in the order in which the groups appear."""
+    members: dict[Hashable, list[int]] = {}
+    for position, group in enumerate(groups):
+        members.setdefault(group, []).append(position)
+    return [np.array(each, dtype=np.intp) for each in members.values()]
