@@ -122,8 +122,8 @@ def _report(
     import numpy as np
 
     from rlpips.data.judgement_tables import EVERYTHING
-    from rlpips.evaluation.correlations import CORRELATIONS, correlations
     from rlpips.evaluation.report_json import report_header
+    from rlpips.evaluation.score_correlations import CORRELATIONS, correlations
 
     types = np.array(dataset.types)
     chosen = {EVERYTHING: np.arange(len(dataset))}

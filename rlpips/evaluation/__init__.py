@@ -3,7 +3,6 @@
 from rlpips.evaluation.certify import Certified, CertifiedBounds, CertifiedDecision
 from rlpips.evaluation.certify_figure import certified_curve
 from rlpips.evaluation.certify_measurement import CertifiedTriplets, measure_certified
-from rlpips.evaluation.correlations import correlations
 from rlpips.evaluation.figures import agreement, histograms, margins
 from rlpips.evaluation.judgement_measurement import measure_2afc, measure_jnd
 from rlpips.evaluation.logistic import Logistic, fit_logistic
@@ -12,6 +11,7 @@ from rlpips.evaluation.mos_measurement import measure_mos
 from rlpips.evaluation.result_cache import ResultCache
 from rlpips.evaluation.robustness_measurement import robustness
 from rlpips.evaluation.robustness_report import RobustnessReport
+from rlpips.evaluation.score_correlations import correlations
 from rlpips.evaluation.scores import (
     Score,
     accuracy,

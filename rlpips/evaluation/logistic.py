@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-_WIDTHS, _CENTRES = 25, 33  # of the curves from which the search begins
+_WIDTHS, _CENTRES = 30, 33  # of the curves from which the search begins
 _HALVINGS = 24  # of its step
+_OUTSIDE = 10  # widths from the distances to a centre; beyond, the curve is an exponential
 _AT_ONCE = 2**22  # numbers in an intermediate array
 
 
@@ -88,7 +89,7 @@ def _coarse(d: Array) -> Array:
     span = np.ptp(d)
     # A few large distances, as of MSE, must not make all curves straight where most distances are.
     typical = min(float(np.std(d)), float(np.ptp(np.quantile(d, [0.25, 0.75])))) or float(np.std(d))
-    widths = np.geomspace(typical / 8, 8 * span, _WIDTHS)[:, None]
+    widths = np.geomspace(typical / 8, 64 * span, _WIDTHS)[:, None]
     inside = np.broadcast_to(np.quantile(d, np.linspace(0, 1, _CENTRES)), (_WIDTHS, _CENTRES))
     steps = np.array([1.0, 2.0, 4.0])
     centres = np.concatenate([inside, d.min() - widths * steps, d.max() + widths * steps], axis=1)
@@ -111,7 +112,9 @@ def _refined(d: Array, scores: Array) -> Array:
     while halved < _HALVINGS:
         centre, width = best[0]
         widths = np.clip(width * np.exp(0.4 * step * directions[:, 1]), narrowest, widest)
-        found = best_of(np.stack([centre + step * width * directions[:, 0], widths], axis=1))
+        centres = centre + step * width * directions[:, 0]
+        centres = np.clip(centres, d.min() - _OUTSIDE * widths, d.max() + _OUTSIDE * widths)
+        found = best_of(np.stack([centres, widths], axis=1))
         if np.array_equal(found, best):  # the first, where nothing is better
             step, halved = step / 2, halved + 1
         best = found
