@@ -6,6 +6,9 @@ relative to the table's folder.
     ref, dist, score     a reference, a distorted version of it, and the score that people gave
     ref, a, b, votes     a reference, two distorted versions of it, and the share of people who chose b
     group, type          optional in both: what intervals resample (by default the reference); the distortion
+
+The table of NIGHTS (Fu et al. 2023, arXiv 2306.09344) is read as it is: its `data.csv` has other names for
+the columns of forced choices.
 """
 
 import csv
@@ -28,6 +31,11 @@ HigherIs = Literal["better", "worse"]
 
 EVERYTHING = "all"  # the type of all rows, in a table without types
 _SCORES: dict[str, HigherIs | None] = {"score": None, "mos": "better", "dmos": "worse"}
+_NIGHTS = {  # our names of its columns
+    **{"ref_path": "ref", "left_path": "a", "right_path": "b", "right_vote": "votes"},
+    **{"split": "type", "votes": "people"},
+}
+_NIGHTS_PEOPLE = 6  # who must have agreed on a triplet; its authors leave out the others, too
 _FEWEST = 3  # pairs; two always correlate perfectly
 
 
@@ -156,7 +164,8 @@ class TwoAFCTable(_Table):
     `group` (by default the reference) and `type`. An example may stand on several lines, with single answers
     0 and 1. Paths are relative to the table's folder. Items are those of `TwoAFC`: `ref`, `p0` (a) and `p1`
     (b), float32 `(3, H, W)` in [-1, 1]; `judge`, float32 `(1, 1, 1)`, the share; and `index`. Types are the
-    subsets. The table is read at once. Images are read when an item is taken.
+    subsets. Of NIGHTS' own table the splits are the types, and triplets with fewer than 6 votes are left out.
+    The table is read at once. Images are read when an item is taken.
 
     Args:
         path: the table.
@@ -206,7 +215,7 @@ class TwoAFCTable(_Table):
 
 def _read_rows(path: Path, images: Sequence[str], number: Sequence[str]) -> tuple[str, list[_Row]]:
     """Read and check a table; return which of the possible columns holds the number, and the rows."""
-    lines = _read_lines(path)
+    lines = _from_nights(_read_lines(path))
     header = [name.strip() for name in lines[0][1]]
     held = [name for name in number if name in header]
     lacking = [name for name in images if name not in header]
@@ -254,6 +263,20 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     if not lines:
         raise DatasetError(f"{path}: the table is empty")
     return lines
+
+
+def _from_nights(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Give the columns of NIGHTS our names, and leave out the triplets on which too few people agreed."""
+    header = [name.strip() for name in lines[0][1]]
+    if not _NIGHTS.keys() <= set(header):
+        return lines
+    people = header.index("votes")
+    kept = [
+        (line, cells)
+        for line, cells in lines[1:]
+        if len(cells) != len(header) or (_finite(cells[people]) or 0) >= _NIGHTS_PEOPLE
+    ]
+    return [(lines[0][0], [_NIGHTS.get(name, name) for name in header]), *kept]
 
 
 def _finite(text: str) -> float | None:
