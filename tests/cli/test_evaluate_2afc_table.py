@@ -18,10 +18,11 @@ def equal():
     return lambda x, y: (x - y).abs().mean(dim=(1, 2, 3))
 
 
-def test_types_are_subsets_and_intervals_resample_references(tmp_path, modules, capsys):
+@pytest.mark.parametrize("size", [[], ["--size", 32]])
+def test_types_are_subsets_and_intervals_resample_references(size, tmp_path, modules, capsys):
     table = write_table(tmp_path / "choices.csv", forced_choices(tmp_path))
     status, _, err = evaluate(
-        "2afc", "--data", table, "--weights", f"{__name__}:equal", "-o", "r.json", capsys=capsys
+        "2afc", "--data", table, "--weights", f"{__name__}:equal", "-o", "r.json", *size, capsys=capsys
     )
     assert (status, err) == (0, "")
     records = json.loads((tmp_path / "r.json").read_text())["results"]
@@ -39,7 +40,7 @@ def test_types_are_subsets_and_intervals_resample_references(tmp_path, modules, 
 
 def test_people_s_triplets_are_attacked(tmp_path, weights, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table = write_table(tmp_path / "choices.csv", forced_choices(tmp_path, references=2))
+    table = write_table(tmp_path / "choices.csv", forced_choices(tmp_path, references=2, same_size=False))
     status, _, err = evaluate(
         "2afc", "--data", table, "--weights", weights, "--subsets", "blur", "--attack", "linf:4/255:2",
         "--perturb", "ref", "-o", "r.json", "--save-images", "worst", capsys=capsys,
