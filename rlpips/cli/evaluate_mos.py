@@ -1,7 +1,6 @@
 """The command `rlpips evaluate mos`."""
 
 import argparse
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlpips.cli.metrics import load_metric
 from rlpips.cli.options import add_output_option, add_plot_option, output_file
 from rlpips.cli.output import aligned, score_cell, tell, write_json
-from rlpips.cli.report_options import add_metrics_options, check_options, settings
+from rlpips.cli.report_options import add_metrics_options, check_options, data_key, settings
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +85,7 @@ def _measure(
     from rlpips.hub.digests import metric_digest
     from rlpips.system.progress import progress
 
-    table = hashlib.sha256(options.data.read_bytes()).hexdigest()
+    data = data_key(options.data)
     distances: dict[str, Array] = {}
     digests: dict[str, str | None] = {}
     problems: dict[str, str] = {}
@@ -101,7 +100,7 @@ def _measure(
         bar.set_description(label)
         metric = load_metric(label, device)
         digests[label] = metric_digest(metric)
-        key = {"metric": label, "digest": digests[label], "data": str(options.data.resolve()), "table": table}
+        key = {"metric": label, "digest": digests[label], **data}
         try:
             distances[label] = cache.get(key, partial(measure, metric)).columns["d"]
         except UndefinedDistanceError as error:  # the other metrics are still reported

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rlpips.cli.metrics import load_metric
+from rlpips.cli.report_options import data_key
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,7 @@ def measure_judgements(
     for i in range(len(dataset)):
         positions[dataset.subset_of(i)].append(i)
     results = Results({subset: found[: options.limit] for subset, found in positions.items()})
+    data = data_key(options.data)
     cases = [("none", "-"), *((a, p) for a in specification.attacks for p in specification.perturb)]
     total = sum(map(len, results.positions.values())) * len(cases) * len(options.weights)
     done = 0
@@ -79,7 +81,7 @@ def measure_judgements(
             for attack, perturb in cases:
                 task = {"metric": label, "subset": subset, "attack": attack, "perturb": perturb}
                 bar.set_description(" ".join(task.values()))
-                run = {"digest": digest, "data": str(options.data.resolve()), "size": options.size}
+                run = {"digest": digest, **data, "size": options.size}
                 key = {**task, **run, "count": len(found), "seed": options.seed}
                 measure = partial(specification.measure, metric, task, device, bar.update)
                 try:

@@ -166,3 +166,11 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     names = ("data", "images", "subsets", "attack", "perturb", "size", "limit", "batch_size", "device")
     given = {name: value for name, value in vars(options).items() if name in names}
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+
+
+def data_key(path: Path) -> dict[str, str]:
+    """Say which data results are of: a folder by its place, a table by its place and content."""
+    from rlpips.hub.digests import file_digest
+
+    key = {"data": str(path.resolve())}
+    return {**key, "table": file_digest(path, "sha256")} if path.is_file() else key

@@ -68,3 +68,15 @@ def test_errors_are_one_line(tmp_path, weights, capsys):
         assert message in err
         rows[0]["votes"] = 12
         write_table(table, rows)
+
+
+def test_kept_results_count_only_for_the_same_table(tmp_path, modules, capsys):
+    rows = forced_choices(tmp_path)
+    table = write_table(tmp_path / "choices.csv", rows)
+    command = ["2afc", "--data", table, "--weights", f"{__name__}:equal", "missing.pth", "-o", "r.json"]
+    assert evaluate(*command, capsys=capsys)[0] == 1  # after the first metric
+    assert list((tmp_path / "r.json.parts").iterdir())
+    write_table(table, [{**row, "votes": 1 - float(row["votes"])} for row in rows])
+    assert evaluate(*command[:5], "-o", "r.json", capsys=capsys)[0] == 0
+    records = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert records[0]["2AFC"]["value"] == 0
