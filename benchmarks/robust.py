@@ -8,7 +8,7 @@ takes hours, most of them with VGG16; `--weights`, `--others` and `--count` choo
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import numpy as np
 from benchmarks import agreement, report
 from benchmarks.measured import Folder, Row, table, transposed
 from benchmarks.unseen import (
-    FEW,
     MOST_VGG,
     OTHER_ATTACKS,
     WHITE_BOX,
@@ -53,9 +52,9 @@ class Tables:
             judged |= unseen.judged(weights, 64, name, attacks, perturb)
         found = shares(judged)
         people = agreement.with_people(unseen.folder, weights, human) if human else {}
-        count = {"triplets": str(len(judged["natural"][0]))}
         inflation = unseen.inflation(weights, 64)
-        self.robust[weights] = {**count, **under_pgd(found, inflation), **agreement.in_short(people)}
+        shown = agreement.in_short(people)
+        self.robust[weights] = under_pgd(found, inflation) | shown | counted(judged)
         self.fewer[weights] = under_pgd(shares(judged, MOST_VGG), {})
         if people:
             self.people[weights] = people
@@ -64,9 +63,10 @@ class Tables:
             pairs = [np.concatenate(unseen.judged(each, 64)["natural"][:2]) for each in (weights, standard)]
             self.scale[weights] = agreement.with_lpips(standard, *pairs)
         if others:
-            self.others[weights] = others_of(found)
-            judged = unseen.judged(weights, 256, "white-box", *WHITE_BOX["white-box"])
-            self.large[weights] = under_pgd(shares(judged), unseen.inflation(weights, 256))
+            self.others[weights] = counted(judged) | others_of(found)
+            large = unseen.judged(weights, 256, "white-box", *WHITE_BOX["white-box"])
+            inflation = unseen.inflation(weights, 256)
+            self.large[weights] = under_pgd(shares(large), inflation) | counted(large)
             self.masked[weights] = unseen.masked(weights)
 
     def __str__(self) -> str:
@@ -75,14 +75,19 @@ class Tables:
         if any(map(is_vgg, self.robust)):  # for which fewer triplets are measured
             written.append(table(f"the first {MOST_VGG} of these triplets", self.fewer))
         if self.others:
-            written.append(table(f"256 pixels, {FEW} triplets, PGD", self.large))
+            written.append(table("256 pixels, PGD", self.large))
             written.append(table("64 pixels, other attacks", transposed(self.others)))
-            written.append(table(f"64 pixels, x0 of {FEW} triplets", transposed(self.masked)))
+            written.append(table("64 pixels, on x0", transposed(self.masked)))
         if self.people:
             written.append(table("people [95 %]", self.people))
         if self.scale:
             written.append(table("distances beside those of LPIPS", self.scale))
         return "\n\n".join(written) + "\n"
+
+
+def counted(judged: Mapping[str, Columns]) -> Row:
+    """Return the number of triplets."""
+    return {"triplets": str(len(judged["natural"][0]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -106,8 +106,7 @@ class Unseen:
             metric, standard = (load_metric(each, torch.device("cpu")) for each in (weights, "standard"))
             found = masking.measure(metric, standard, images, "x0")
             write_atomically(output, json.dumps(found, indent=1).encode())
-        row: Row = json.loads(output.read_text())
-        return row
+        return {"triplets": str(count), **json.loads(output.read_text())}
 
 
 def is_vgg(weights: str) -> bool:
