@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rlpips.cli.metrics import load_metric
 from rlpips.cli.options import add_output_option, add_plot_option, output_file, positive
 from rlpips.cli.output import UNDEFINED, aligned, tell, write_json
-from rlpips.cli.report_options import add_data_options, check_options, settings
+from rlpips.cli.report_options import add_data_options, check_options, data_key, settings
 
 if TYPE_CHECKING:
     import torch
 
+    from rlpips.data.judgement_tables import TwoAFCTable
     from rlpips.data.judgements import TwoAFC
     from rlpips.evaluation.certify import Certified
     from rlpips.evaluation.certify_measurement import CertifiedTriplets
@@ -36,7 +37,7 @@ def add_certified(reports: Any) -> None:
         "radius is larger. Radii and sigma are in the l2 norm, on the [0, 1] scale; with --size "
         "they are those of the resized images.",
     )
-    add_data_options(report, "2afc", unit="noisy images")
+    add_data_options(report, "2afc", unit="noisy images", or_table="; or a CSV table, as for 2afc")
     report.add_argument(
         "--perturb",
         nargs="+",
@@ -129,13 +130,16 @@ def _measure(
     options: argparse.Namespace, cache: "ResultCache", device: "torch.device", *, show: bool
 ) -> _Results:
     """Measure what an earlier run has not measured, and show how far it is."""
+    from rlpips.data.judgement_tables import TwoAFCTable
     from rlpips.data.judgements import TwoAFC
     from rlpips.errors import UndefinedDistanceError
     from rlpips.evaluation.certify import Certified
     from rlpips.hub.digests import metric_digest
     from rlpips.system.progress import progress
 
-    subsets = [TwoAFC(options.data, [name]) for name in TwoAFC(options.data, options.subsets).subsets]
+    kind = TwoAFCTable if options.data.is_file() else TwoAFC
+    subsets = [kind(options.data, [name]) for name in kind(options.data, options.subsets).subsets]
+    data = data_key(options.data)
     chosen = [(subset, range(len(subset))[: options.limit]) for subset in subsets]
     cases = list(product(chosen, options.sigma, options.perturb))
     total = sum(len(rows) for (_, rows), *_ in cases) * len(options.weights)
@@ -156,11 +160,7 @@ def _measure(
                 batch_size=options.batch_size,
             )
             results.largest_radius[sigma] = certified.largest_radius
-            run = {
-                "digest": results.digests[label],
-                "data": str(options.data.resolve()),
-                "size": options.size,
-            }
+            run = {"digest": results.digests[label], **data, "size": options.size}
             key = {**task, **run, "n": options.n, "alpha": options.alpha, "seed": options.seed}
             parts = []
             try:
@@ -183,7 +183,7 @@ def _measure(
 
 def _measure_rows(
     certified: "Certified",
-    dataset: "TwoAFC",
+    dataset: "TwoAFC | TwoAFCTable",
     perturb: str,
     size: int | None,
     rows: range,

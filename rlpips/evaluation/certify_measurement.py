@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpips.attacks.metrics import distances, metric_name
-from rlpips.data.judgements import TwoAFC
+from rlpips.data.resized import Judgements
 from rlpips.errors import UndefinedDistanceError
 from rlpips.evaluation.certify import Certified
 from rlpips.evaluation.scores import Array, accuracy
@@ -52,7 +52,7 @@ class CertifiedTriplets:
 
 def measure_certified(
     certified: Certified,
-    dataset: TwoAFC,
+    dataset: Judgements,
     perturb: str = "ref",
     *,
     size: int | None = None,
@@ -113,6 +113,6 @@ def _batch(image: Tensor, size: int | None, device: torch.device | str) -> Tenso
     return batch if size is None else resize(batch, (size, size))
 
 
-def _undefined(certified: Certified, dataset: TwoAFC, row: int, what: str = "") -> UndefinedDistanceError:
+def _undefined(certified: Certified, dataset: Judgements, row: int, what: str = "") -> UndefinedDistanceError:
     name_of = getattr(dataset, "name_of", "triplet {}".format)  # a data set of somebody else
     return UndefinedDistanceError(f"{metric_name(certified.metric)} gives NaN for {what}{name_of(row)}", row)

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from commands import ENVIRONMENT, evaluate
+from tables import forced_choices, write_table
 
 import rlpips
 from rlpips.cli import evaluate_certified
@@ -160,3 +161,12 @@ def test_wrong_options_are_wrong_usage(data, capsys, arguments, message):
         evaluate("certified", "--data", data, *arguments, capsys=capsys)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_table_of_choices_is_certified(weights, capsys, tmp_path):
+    table = write_table(tmp_path / "choices.csv", forced_choices(tmp_path))
+    status, out, err = evaluate(
+        "certified", "--data", table, "--weights", weights, *FEW, "--limit", 1, capsys=capsys
+    )
+    assert (status, err) == (0, "")
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["jpeg", "blur"]
