@@ -239,6 +239,7 @@ def test_every_field_of_a_recipe_is_set_by_its_option(data, start, tmp_path):
         "inflation": 2.0, "lr": 2e-4, "head_lr": 3.0, "bias_lr": 4.0, "beta1": 0.75, "weight_decay": 0.5,
         "clip": 7.0, "schedule": "cosine", "warmup": 1, "epochs": 1, "decay_epochs": 1, "minutes": "1/600",
         "batch": 6, "ema": 0.5, "symmetries": True, "precision": "bfloat16", "patience": 3, "seed": 5,
+        "pixels": 2, "floors": 0.25, "margin": 1.5, "stadv": 0.5,
     }  # fmt: skip
     assert set(options) == {field.name for field in dataclasses.fields(Recipe)}
     given = ["train", "--data", data, "--out", tmp_path / "run", "--teachers", start]
