@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; before torch reads it
@@ -12,6 +13,7 @@ import hypothesis
 import lpips
 import pytest
 import torch
+from interrupted import Counting
 from peers import WORST, hushed
 from users import open_to_all
 
@@ -73,6 +75,14 @@ def real_peers(real_weights, shared):
         return ours.to(dtype), theirs.to(dtype)
 
     return make
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """A module `counting` with metrics that count their calls, for `--weights counting:metric`."""
+    module = Counting()
+    monkeypatch.setitem(sys.modules, "counting", module)
+    return module
 
 
 @pytest.fixture

@@ -73,48 +73,30 @@ def test_it_says_which_radii_the_draws_cannot_certify(data, weights, capsys):
     assert "certify no radius" not in out
 
 
-COUNTING = (
-    "calls = []\n"
-    "def metric():\n"
-    "    def measure(x, y):\n"
-    "        calls.append(len(x))\n"
-    "        if len(calls) == int(open(__file__ + '.stop').read()):\n"
-    "            raise KeyboardInterrupt\n"
-    "        return (x - y).square().mean(dim=(1, 2, 3))\n"
-    "    return measure\n"
-    "def broken(): return lambda x, y: (x - y).mean(dim=(1, 2, 3)) * float('nan')\n"
-)
-
-
-def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, modules, monkeypatch):
+def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, modules, monkeypatch, counting):
     monkeypatch.setattr(evaluate_certified, "CHUNK", 3)
-    (modules / "counting_noise.py").write_text(COUNTING)
-    stop = modules / "counting_noise.py.stop"
-    stop.write_text("0")
-    arguments = ["certified", "--data", data, "--weights", "counting_noise:metric", *FEW, "--subsets", "val/one",
+    arguments = ["certified", "--data", data, "--weights", "counting:metric", *FEW, "--subsets", "val/one",
                  "-o", "report.json"]  # fmt: skip
     evaluate(*arguments, capsys=capsys)
-    import counting_noise
-
     expected, (output,) = json.loads((modules / "report.json").read_text()), modules.glob("report.json")
-    calls = len(counting_noise.calls) // 7  # for each of 7 triplets
+    calls = len(counting.calls) // 7  # for each of 7 triplets
     output.unlink()
-    counting_noise.calls.clear()
-    stop.write_text(str(5 * calls))  # in the second chunk
+    counting.begin(stop=5 * calls)  # in the second chunk
     assert evaluate(*arguments, capsys=capsys)[0] == 130
     assert not output.exists()
-    counting_noise.calls.clear()
-    stop.write_text("0")
+    counting.begin()
     # the batch size does not matter to what is kept
     assert evaluate(*arguments, "--batch-size", "32", capsys=capsys)[0] == 0
-    assert len(counting_noise.calls) == 4 * calls  # the first three were done
+    assert len(counting.calls) == 4 * calls  # the first three were done
     assert json.loads(output.read_text()) == expected
     assert not (modules / "report.json.parts").exists()
 
 
 def test_a_metric_that_gives_nan_leaves_the_others_their_report(data, capsys, modules):
-    (modules / "nan_noise.py").write_text(COUNTING)
-    (modules / "nan_noise.py.stop").write_text("0")
+    (modules / "nan_noise.py").write_text(
+        "def metric(): return lambda x, y: (x - y).square().mean(dim=(1, 2, 3))\n"
+        "def broken(): return lambda x, y: (x - y).mean(dim=(1, 2, 3)) * float('nan')\n"
+    )
     status, out, err = evaluate(
         "certified", "--data", data, "--weights", "nan_noise:broken", "nan_noise:metric", *FEW, "--subsets",
         "val/one", "--limit", 1, "-o", "r.json", "--plot", "p.png", capsys=capsys,

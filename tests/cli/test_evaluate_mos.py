@@ -117,37 +117,18 @@ def test_a_metric_that_gives_nan_leaves_the_others_their_report(table, capsys):
     assert table.with_name("f.pdf").exists()
 
 
-COUNTING = (
-    "calls = []\n"
-    "def first(): return measure\n"
-    "def second(): return measure\n"
-    "def measure(x, y):\n"
-    "    calls.append(len(x))\n"
-    "    if len(calls) == int(open(__file__ + '.stop').read()):\n"
-    "        raise KeyboardInterrupt\n"
-    "    return (x - y).square().mean(dim=(1, 2, 3))\n"
-)
-
-
-def test_an_interrupted_report_goes_on_unless_the_table_has_changed(table, modules, capsys):
-    (modules / "counting.py").write_text(COUNTING)
-    stop = modules / "counting.py.stop"
-    arguments = ["mos", "--data", table, "--weights", "counting:first", "counting:second", "-o", "r.json"]
-    stop.write_text("5")  # in the second metric; a metric takes three batches
+def test_an_interrupted_report_goes_on_unless_the_table_has_changed(table, modules, capsys, counting):
+    arguments = ["mos", "--data", table, "--weights", "counting:metric", "counting:second", "-o", "r.json"]
+    counting.begin(stop=5)  # in the second metric; a metric takes three batches
     assert evaluate(*arguments, capsys=capsys)[0] == 130
-    import counting
-
-    stop.write_text("0")
-    counting.calls.clear()
+    counting.begin()
     assert evaluate(*arguments, capsys=capsys)[0] == 0
     assert len(counting.calls) == 3
     (modules / "r.json").unlink()
-    counting.calls.clear()
-    stop.write_text("5")
+    counting.begin(stop=5)
     assert evaluate(*arguments, capsys=capsys)[0] == 130
     table.write_text(table.read_text().replace("r0-0", "r0-1"))
-    stop.write_text("0")
-    counting.calls.clear()
+    counting.begin()
     assert evaluate(*arguments, capsys=capsys)[0] == 0
     assert len(counting.calls) == 6
 

@@ -93,34 +93,15 @@ def test_what_else_lies_in_the_folder_of_results_stays(data, capsys, weights, tm
     assert parts.read_text() == "a file"
 
 
-COUNTING = (
-    "import sys\n"
-    "calls = []\n"
-    "def metric():\n"
-    "    def measure(x, y):\n"
-    "        calls.append(len(x))\n"
-    "        if len(calls) == int(open(__file__ + '.stop').read()):\n"
-    "            raise KeyboardInterrupt\n"
-    "        return (x - y).square().mean(dim=(1, 2, 3))\n"
-    "    return measure\n"
-)
-
-
-def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, monkeypatch):
-    (tmp_path / "counting.py").write_text(COUNTING)
-    stop = tmp_path / "counting.py.stop"
-    monkeypatch.syspath_prepend(tmp_path)
+def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, counting):
     output = tmp_path / "report.json"
     saved = tmp_path / "worst"
     arguments = ["2afc", "--data", data, "--weights", "counting:metric", "-o", output, "--save-images", saved]
-    stop.write_text("3")  # in the second subset
+    counting.begin(stop=3)  # in the second subset
     assert evaluate(*arguments, capsys=capsys)[0] == 130
     assert not output.exists()
     assert len(list((tmp_path / "report.json.parts").iterdir())) == 1
-    stop.write_text("0")
-    import counting
-
-    counting.calls.clear()
+    counting.begin()
     assert evaluate(*arguments, capsys=capsys)[0] == 0
     assert len(counting.calls) == 2  # two distances of one subset; the other was done
     resumed = json.loads(output.read_text())
@@ -135,29 +116,20 @@ def test_an_interrupted_report_goes_on_where_it_stopped(data, capsys, tmp_path, 
      ("linf:4/255:1", ["linf:4/255:1", "--size", "48"])],
 )  # fmt: skip
 def test_kept_results_count_only_for_the_same_attack_and_size(
-    data, capsys, tmp_path, monkeypatch, attack, other
+    data, capsys, tmp_path, counting, attack, other
 ):
-    (tmp_path / "counted.py").write_text(COUNTING)
-    stop = tmp_path / "counted.py.stop"
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "counted", raising=False)
-
     def run(name, *attack):
         output = tmp_path / name
-        command = ["2afc", "--data", data, "--weights", "counted:metric", "-o", output, "--attack", *attack]
+        command = ["2afc", "--data", data, "--weights", "counting:metric", "-o", output, "--attack", *attack]
         status = evaluate(*command, capsys=capsys)[0]
         return status, {(r["subset"], r["attack"]): r for r in json.loads(output.read_text())["results"]}
 
-    stop.write_text("0")
     run("whole.json", attack)
-    import counted
-
-    stop.write_text(str(len(counted.calls)))  # in the last attack on the last subset
-    counted.calls.clear()
+    counting.begin(stop=len(counting.calls))  # in the last attack on the last subset
     with pytest.raises(FileNotFoundError):
         run("report.json", attack)
     assert len(list((tmp_path / "report.json.parts").iterdir())) >= 3
-    stop.write_text("0")
+    counting.begin()
     assert run("report.json", *other) == run("fresh.json", *other)
 
 

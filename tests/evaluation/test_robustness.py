@@ -339,44 +339,23 @@ def test_budgets_and_the_worst_of_attacks(folder, weights, tmp_path, monkeypatch
     assert [row[1] for row in rows if row[0] in metrics] == 2 * [*singles, worst]
 
 
-STOPPING = (
-    "calls = []\n"
-    "def metric():\n"
-    "    def measure(x, y):\n"
-    "        calls.append(len(x))\n"
-    "        if len(calls) == int(open(__file__ + '.stop').read()):\n"
-    "            raise KeyboardInterrupt\n"
-    "        return (x - y).square().mean(dim=(1, 2, 3))\n"
-    "    return measure\n"
-)
-
-
-def test_an_interrupted_report_goes_on_where_it_stopped(folder, tmp_path, monkeypatch, capsys):
-    (tmp_path / "stopping.py").write_text(STOPPING)
-    stop = tmp_path / "stopping.py.stop"
-    monkeypatch.syspath_prepend(tmp_path)
-    stop.write_text("0")
-
+def test_an_interrupted_report_goes_on_where_it_stopped(folder, tmp_path, counting, capsys):
     def run(name):
         files = ["-o", str(tmp_path / f"{name}.json"), "--save-images", str(tmp_path / name)]
         attacks = ["linf:4/255:1", "linf:4/255:2"]
         return main(
-            ["evaluate", "robustness", "--images", str(folder), "--weights", "stopping:metric", "--size", "32",
+            ["evaluate", "robustness", "--images", str(folder), "--weights", "counting:metric", "--size", "32",
              "--attack", *attacks, *files]
         )  # fmt: skip
 
     assert run("whole") == 1  # two files are no images
-    import stopping
-
-    everything = len(stopping.calls)
-    stop.write_text(str(everything - 1))  # in the second attack
-    stopping.calls.clear()
+    everything = len(counting.calls)
+    counting.begin(stop=everything - 1)  # in the second attack
     assert run("resumed") == 130
     assert not (tmp_path / "resumed.json").exists()
-    stop.write_text("0")
-    stopping.calls.clear()
+    counting.begin()
     assert run("resumed") == 1
-    assert 0 < len(stopping.calls) < everything / 2
+    assert 0 < len(counting.calls) < everything / 2
     assert (tmp_path / "resumed.json").read_text() == (tmp_path / "whole.json").read_text()
     pictures = [
         {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.png")}
