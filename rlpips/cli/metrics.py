@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,45 +39,97 @@ def load_metric(text: str, device: "torch.device") -> "Metric":
     """
     import torch
 
-    from rlpips.backbones.architectures import ARCHITECTURES
     from rlpips.classical import ClassicalMetric
 
-    head, colon, tail = text.partition(":")
+    kind, head, tail = _parts(text)
     metric: Metric
-    if colon and head in (*ARCHITECTURES, "vgg16"):
-        metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
-    elif colon and head == "piq":
+    if kind == "classical":
         metric = ClassicalMetric(tail)
-    elif colon and all(name.isidentifier() for name in (*head.split("."), tail)) and not Path(text).exists():
+    elif kind == "function":
         metric = _call_factory(text, head, tail)
     else:
-        metric = rlpips.LPIPS(weights=text, check_range=False)
+        metric = rlpips.LPIPS(net=head, weights=tail, check_range=False)
     if isinstance(metric, torch.nn.Module):
         metric = metric.eval().requires_grad_(False).to(device)
     return metric
 
 
+def check_metric(text: str) -> None:
+    """Check that what `load_metric` would build is there: the name, the file, or the function.
+
+    Weights are read, and downloaded if they are not on this machine. Nothing is kept in memory. A function is
+    not called.
+
+    Raises:
+        MissingExtraError: the classical metric needs `pip install 'rlpips[classical]'`.
+        ValueError: there is no such metric.
+    """
+    from rlpips.backbones.architectures import architecture
+    from rlpips.classical import ClassicalMetric
+    from rlpips.hub import loading
+
+    kind, head, tail = _parts(text)
+    if kind == "classical":
+        ClassicalMetric(tail)
+    elif kind == "function":
+        _factory(text, head, tail)
+    else:
+        loading.load(tail, architecture(head), "0.1")
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Return 'lpips', net and weights; or 'classical' or 'function', and what stands around the colon."""
+    from rlpips.backbones.architectures import ARCHITECTURES
+
+    head, colon, tail = text.partition(":")
+    if colon and head in (*ARCHITECTURES, "vgg16"):
+        return "lpips", head, tail
+    if colon and head == "piq":
+        return "classical", head, tail
+    if colon and all(name.isidentifier() for name in (*head.split("."), tail)) and not Path(text).exists():
+        return "function", head, tail
+    return "lpips", "alex", text
+
+
 def _call_factory(text: str, module: str, function: str) -> Any:
-    """Call a function that returns a metric. Its module may lie in the working folder.
+    """Call a function that returns a metric.
 
     Raises:
         ValueError: there is no such function, or it fails.
     """
-    folder = str(Path.cwd())  # where people keep modules of their own
+    factory = _factory(text, module, function)
+    with _users_code(text):
+        metric = factory()
+    if not callable(metric):
+        raise ValueError(f"{text!r} is not a metric: it returned {metric!r:.60}, which cannot be called")  # noqa: TRY004
+    return metric
+
+
+def _factory(text: str, module: str, function: str) -> Any:
+    """Return a function that returns a metric.
+
+    Raises:
+        ValueError: there is no such function, or its module fails.
+    """
+    with _users_code(text):
+        factory = getattr(importlib.import_module(module), function, None)
+    if factory is None:
+        raise ValueError(f"{text!r} is not a metric: {module} has no {function}")
+    return factory
+
+
+@contextmanager
+def _users_code(text: str) -> Iterator[None]:
+    """Let users' modules lie in the working folder, and name the metric if their code fails."""
+    folder = str(Path.cwd())
     added = folder not in sys.path
     if added:
         sys.path.append(folder)  # last, so that it hides no other module
     try:
-        factory = getattr(importlib.import_module(module), function, None)
-        metric = None if factory is None else factory()
+        yield
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{text!r} is not a metric: {reason}") from error
     finally:
         if added and folder in sys.path:
             sys.path.remove(folder)
-    if factory is None:
-        raise ValueError(f"{text!r} is not a metric: {module} has no {function}")
-    if not callable(metric):
-        raise ValueError(f"{text!r} is not a metric: it returned {metric!r:.60}, which cannot be called")  # noqa: TRY004
-    return metric

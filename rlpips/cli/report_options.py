@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlpips.cli.metrics import check_metric
 from rlpips.cli.options import (
     add_device_option,
     add_output_option,
@@ -149,12 +150,15 @@ def check_options(options: argparse.Namespace) -> None:
     """Check before the work what would fail after it.
 
     Raises:
-        MissingExtraError: matplotlib is not installed, and there is a figure to draw.
-        ValueError: a metric is named twice.
+        MissingExtraError: matplotlib is not installed, and there is a figure to draw, or a metric needs an
+            extra that is not installed.
+        ValueError: a metric is named twice, or there is no such metric.
     """
     for text in options.weights:
         if options.weights.count(text) > 1:
             raise ValueError(f"--weights names {text!r} twice")
+    for text in options.weights[1:]:  # the first is loaded before anything is measured
+        check_metric(text)
     if options.plot is not None:
         from rlpips.plots import check_plot_file
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlpips.attacks.base import Attack
-from rlpips.attacks.metrics import Metric, distances, metric_name
+from rlpips.attacks.metrics import Metric, distances, metric_name, precompute
 from rlpips.attacks.objectives import RankFlip
 from rlpips.attacks.ssa import SSA
 from rlpips.data.resized import Judgements
@@ -73,7 +73,8 @@ def measure_2afc(
             )
             if attack is None:
                 with torch.no_grad():
-                    d0, d1 = (distances(metric, each, ref) for each in (x0, x1))
+                    known = precompute(metric, ref)
+                    d0, d1 = (distances(metric, each, known) for each in (x0, x1))
             else:
                 other = None if others is None else torch.stack([others[k] for k in group]).to(device)
                 objective = RankFlip(metric, ref, x0, x1, judge, perturb, other)

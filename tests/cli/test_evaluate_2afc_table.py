@@ -70,12 +70,14 @@ def test_errors_are_one_line(tmp_path, weights, capsys):
         write_table(table, rows)
 
 
-def test_kept_results_count_only_for_the_same_table(tmp_path, modules, capsys):
+def test_kept_results_count_only_for_the_same_table(tmp_path, modules, capsys, counting):
     rows = forced_choices(tmp_path)
     table = write_table(tmp_path / "choices.csv", rows)
-    command = ["2afc", "--data", table, "--weights", f"{__name__}:equal", "missing.pth", "-o", "r.json"]
-    assert evaluate(*command, capsys=capsys)[0] == 1  # after the first metric
+    command = ["2afc", "--data", table, "--weights", "counting:metric", "counting:second", "-o", "r.json"]
+    counting.begin(stop=5)  # in the second metric; a metric takes two batches of two distances
+    assert evaluate(*command, capsys=capsys)[0] == 130
     assert list((tmp_path / "r.json.parts").iterdir())
+    counting.begin()
     write_table(table, [{**row, "votes": 1 - float(row["votes"])} for row in rows])
     assert evaluate(*command[:5], "-o", "r.json", capsys=capsys)[0] == 0
     records = json.loads((tmp_path / "r.json").read_text())["results"]

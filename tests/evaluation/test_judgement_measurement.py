@@ -242,6 +242,13 @@ def test_nan_is_an_error_that_names_metric_and_example(bapps, attack):
         )
 
 
+def test_each_image_runs_through_the_backbone_once(bapps):
+    metric, runs = rlpips.LPIPS(pnet_rand=True), []
+    metric.net.register_forward_pre_hook(lambda net, images: runs.append(len(images[0])))
+    measure_2afc(metric, rlpips.TwoAFC(bapps), limit=5, batch_size=2)
+    assert sum(runs) == 3 * 5
+
+
 @pytest.mark.parametrize("attack", [None, PGD("linf", EPS, 2)])
 def test_nothing_is_measured_after_nan(bapps, attack):
     seen = []
