@@ -97,9 +97,14 @@ def torchrun_group(device: str) -> Iterator[tuple[Processes, torch.device]]:
     local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpus else torch.device(device)
     if on_gpus:
         torch.cuda.set_device(local)
+    # PyTorch imports this module when something first needs it. A group that is there by then stays in the
+    # defaults of its functions, so that the threads of gloo outlive `destroy_process_group`. If one of them
+    # frees a tensor while Python ends, it aborts the process.
+    from torch.distributed.nn import functional  # noqa: F401
+
     torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield Processes.current(), local
-        torch.distributed.barrier()
+        torch.distributed.barrier()  # gloo of torch 2.6 may hang without
     finally:
         torch.distributed.destroy_process_group()

@@ -170,21 +170,19 @@ def test_what_cannot_be_trained_is_refused(recipe, tmp_path, data, changes, sett
 def test_two_processes_train_as_one(start, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys, torch\n"
+        "import sys, torch\n"
         "from toys import Triplets\n"
+        "from rlpips.system.processes import torchrun_group\n"
         "from rlpips.training import Recipe\n"
         "from rlpips.training import train\n"
         "torch.set_num_threads(1)\n"
-        "if 'RANK' in os.environ:\n"
-        "    torch.distributed.init_process_group('gloo')\n"
         "recipe = Recipe(weights=sys.argv[1], mode='adversarial', perturb=('x0', 'self'), inflation=1.0, clean=1.0,\n"
         "                steps=2, batch=8, epochs=3, decay_epochs=0, train='all', dropout=False, distill=0.5,\n"
         "                ema=0.5)\n"
         "def teacher(a, b):\n"
         "    return (a - b).square().mean(dim=(1, 2, 3))\n"
-        "train(recipe, Triplets(), sys.argv[2], validation=Triplets(5, 1), teachers={'plain': teacher})\n"
-        "if 'RANK' in os.environ:\n"
-        "    torch.distributed.destroy_process_group()\n"
+        "with torchrun_group('cpu'):\n"
+        "    train(recipe, Triplets(), sys.argv[2], validation=Triplets(5, 1), teachers={'plain': teacher})\n"
     )
     path = os.pathsep.join([str(Path(rlpips.__file__).parents[1]), str(Path(__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
