@@ -3,5 +3,6 @@
 from benchmarks import attacks, ceiling, imports, memory, pairs, speed, training
 
 for benchmark in (speed, ceiling, pairs, memory, attacks, training, imports):
-    print(f"\n{benchmark.__name__.removeprefix('benchmarks.')}: {benchmark.__doc__.splitlines()[0]}")
+    summary = (benchmark.__doc__ or "").partition("\n")[0]
+    print(f"\n{benchmark.__name__.removeprefix('benchmarks.')}: {summary}")
     benchmark.main()

@@ -28,6 +28,7 @@ def reference_way(
     delta = torch.zeros_like(x0, requires_grad=True)
     for _ in range(steps):
         ranking(metric(ref, x0 + delta), metric(ref, x1), judge * 2 - 1).backward()
+        assert delta.grad is not None
         delta.data = (delta + 2.5 * eps / steps * delta.grad.sign()).clamp(-eps, eps)
         delta.grad.zero_()
     return delta.detach()

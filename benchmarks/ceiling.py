@@ -32,7 +32,8 @@ def convolving(run: Callable[[], Any]) -> float:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     events = (event for event in profiler.key_averages() if event.key in CONVOLUTIONS)
-    return sum(event.self_cpu_time_total for event in events) / 1e6
+    microseconds: float = sum(event.self_cpu_time_total for event in events)
+    return microseconds / 1e6
 
 
 def measure(net: str, shape: tuple[int, ...], peak: dict[bool, float]) -> list[dict[str, Any]]:

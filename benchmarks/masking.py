@@ -19,8 +19,11 @@ from rlpips.attacks.objectives import RankFlip
 
 EPS = 4 / 255
 
+Triplets = tuple[Tensor, Tensor, Tensor, Tensor]
+"""References, two distorted versions, `(N, 3, H, W)`, and `judge`, `(N, 1, 1, 1)`."""
 
-def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: Tensor) -> float:
+
+def share_right(metric: Metric, triplets: Triplets, perturb: str, attacked: Tensor) -> float:
     """Return the share of triplets that are judged as `judge` says, given attacked images `(N, 3, H, W)`."""
     objective = RankFlip(metric, *triplets, perturb=perturb)
     with torch.no_grad():
@@ -28,7 +31,7 @@ def share_right(metric: Metric, triplets: list[Tensor], perturb: str, attacked: 
     return float(((d1 < d0) == (triplets[3].flatten() > 0.5)).float().mean())
 
 
-def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, steps: int) -> Tensor:
+def autoattack(metric: Metric, triplets: Triplets, perturb: str, kind: str, steps: int) -> Tensor:
     """Run one of AutoAttack's attacks, and return the attacked images in [-1, 1]."""
     from pyautoattack import AutoAttack
 
@@ -36,12 +39,12 @@ def autoattack(metric: Metric, triplets: list[Tensor], perturb: str, kind: str, 
     classifier = TripletClassifier(metric, *triplets, perturb=perturb)
     attack = AutoAttack(classifier, attacks=[kind], eps=EPS, norm="Linf", seed=0, version="custom")
     attack.apgd.n_iter, attack.apgd.n_restarts, attack.square.n_queries = steps, 1, 20 * steps
-    found, *_ = attack.run_standard_evaluation(classifier.images, classifier.labels, batch_size=50)
+    found: Tensor = attack.run_standard_evaluation(classifier.images, classifier.labels, batch_size=50)[0]
     return 2 * found - 1
 
 
 def attacked(
-    metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int
+    metric: Metric, standard: Metric, triplets: Triplets, perturb: str, steps: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each attack's name and the attacked images."""
     own, other = (RankFlip(each, *triplets, perturb=perturb) for each in (metric, standard))
@@ -60,7 +63,7 @@ def attacked(
 
 
 def measure(
-    metric: Metric, standard: Metric, triplets: list[Tensor], perturb: str, steps: int = 30
+    metric: Metric, standard: Metric, triplets: Triplets, perturb: str, steps: int = 30
 ) -> dict[str, float]:
     """Return the share judged right by attack. Some attacks are made on `standard`."""
     return {

@@ -57,6 +57,7 @@ class Enlarger(nn.Module):
             for _ in range(blocks)
         )
         self.tail = nn.Conv2d(channels, 3 * SCALE**2, 3, padding=1)
+        assert self.tail.bias is not None
         with torch.no_grad():  # starts close to bicubic enlargement
             self.tail.weight.mul_(0.1)
             self.tail.bias.zero_()
@@ -131,7 +132,7 @@ def train(
         if metric:
             loss = loss + weight * metric(output, images).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return network, weight
@@ -141,7 +142,7 @@ def scores(outputs: Tensor, targets: Tensor, judges: dict[str, Metric]) -> dict[
     """Return the means over the images of what each judge says of outputs beside targets."""
     result: dict[str, float] = {}
     for name, judge in judges.items():
-        pairs = zip(outputs.split(10), targets.split(10), strict=True)
+        pairs = zip(torch.split(outputs, 10), torch.split(targets, 10), strict=True)
         result[name] = torch.cat([judge(*pair).flatten() for pair in pairs]).mean().item()
     return result
 

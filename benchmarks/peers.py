@@ -6,7 +6,8 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -54,7 +55,8 @@ def metrics(net: str, device: str = "cpu") -> dict[str, Metric]:
         with contextlib.suppress(ImportError):
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-            made["torchmetrics"] = LearnedPerceptualImagePatchSimilarity(net_type=net).net.to(device)
+            kind: Any = net  # one of three literals
+            made["torchmetrics"] = LearnedPerceptualImagePatchSimilarity(net_type=kind).net.to(device)
         with contextlib.suppress(ImportError):
             import piqa
 
@@ -83,7 +85,8 @@ def no_downloads(metric: rlpips.LPIPS) -> Iterator[None]:
     import torchvision
     from torchvision.models._api import WeightsEnum
 
-    heads = [lin.channel_weights.detach().cpu().clone() for lin in metric.lins]
+    lins: Iterable[Any] = metric.lins
+    heads = [lin.channel_weights.detach().cpu().clone() for lin in lins]
 
     def fetch(url: str, *_: object, **__: object) -> object:
         return heads if "lpips_weights" in url else dict(enumerate(heads))

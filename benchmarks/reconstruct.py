@@ -27,7 +27,7 @@ def reconstruct(metric: rlpips.LPIPS, photos: Tensor, steps: int, rate: float = 
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
-        metric(pixels.clamp(-1, 1), target).sum().backward()
+        torch.autograd.backward(metric(pixels.clamp(-1, 1), target).sum())
         optimizer.step()
         with torch.no_grad():
             pixels.clamp_(-1, 1)

@@ -70,7 +70,8 @@ def rows(net: str, shape: tuple[int, ...], device: str) -> dict[str, dict[str, R
         return lambda: step(lambda a: metric(a, target), x)
 
     def reduced(run: Run) -> Run:
-        return torch.no_grad()(torch.autocast("cpu", torch.bfloat16)(run))
+        wrapped: Run = torch.no_grad()(torch.autocast("cpu", torch.bfloat16)(run))
+        return wrapped
 
     def backbone() -> Any:
         return last(x_last), last(y_last)

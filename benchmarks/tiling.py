@@ -30,7 +30,7 @@ def measure(row: str) -> None:
     start = time.perf_counter()
     distance = metric(x.requires_grad_(bool(step)), y, tile=int(tile) or None)
     if step:
-        distance.backward()
+        torch.autograd.backward(distance)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{row:28} {distance.item():12.7f} {peak:8.2f} GiB {seconds:8.1f} s", flush=True)

@@ -63,7 +63,7 @@ def row(steps: int, batch: int, precision: str, rounds: int) -> dict[str, Any]:
             batch=batch,
             precision=precision,
         )
-        state = new_state(recipe, 1.0, torch.device("cpu"))
+        state = new_state(recipe, 1.0, torch.device("cpu"), (ref, p0))
     state.loss.train()
 
     def ours() -> None:

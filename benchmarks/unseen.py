@@ -102,9 +102,10 @@ class Unseen:
         output = self.folder.report_file(f"masking-{count}", weights)
         if not output.exists():
             items = [dataset[i] for i in range(count)]
-            images = [torch.stack([item[key] for item in items]) for key in ("ref", "p0", "p1", "judge")]
+            keys = ("ref", "p0", "p1", "judge")
+            ref, x0, x1, judge = (torch.stack([item[key] for item in items]) for key in keys)
             metric, standard = (load_metric(each, torch.device("cpu")) for each in (weights, "standard"))
-            found = masking.measure(metric, standard, images, "x0")
+            found = masking.measure(metric, standard, (ref, x0, x1, judge), "x0")
             write_atomically(output, json.dumps(found, indent=1).encode())
         return {"triplets": str(count), **json.loads(output.read_text())}
 
