@@ -82,11 +82,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ImageConv2d(nn.Conv2d):
-    """The first convolution. Its input are images; on a CPU its output is in channels-last memory.
-
-    With gradients enabled, a CPU runs `space_to_depth_conv2d`, which takes a third of the time in the
-    backward pass. Without, the strided convolution is faster. The choice depends on the grad mode and not on
-    `requires_grad`, so that equal images stay at distance 0 even if only one of them needs a gradient.
+    """The first convolution, of images: `image_conv2d`.
 
     Under autocast it runs in float32 and rounds only its output. Rounding the images first would cause most
     of the error of the metric.
@@ -102,15 +98,26 @@ class ImageConv2d(nn.Conv2d):
         return self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return super().forward(x)
-        weight = laid_out(self.weight)
-        if torch.is_grad_enabled():
-            return space_to_depth_conv2d(x, weight, self.bias, self.stride[0], int(self.padding[0]))
-        # permute rather than contiguous(memory_format), which vmap does not support
-        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        out: Tensor = self._conv_forward(x, weight, self.bias)
-        return out
+        return image_conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]))
+
+
+def image_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """Compute `F.conv2d` of images `(N, 3, H, W)`. On a CPU, the output is in channels-last memory.
+
+    With gradients enabled, a CPU runs `space_to_depth_conv2d`, which takes a third of the time in the
+    backward pass. Without, the strided convolution is faster. The choice depends on the grad mode and not on
+    `requires_grad`, so that equal images stay at distance 0 even if only one of them needs a gradient.
+    """
+    if x.device.type != "cpu" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return F.conv2d(x, weight, bias, stride, padding)
+    weight = laid_out(weight)
+    if torch.is_grad_enabled():
+        return space_to_depth_conv2d(x, weight, bias, stride, padding)
+    # permute rather than contiguous(memory_format), which vmap does not support
+    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias, stride, padding)
 
 
 def space_to_depth_conv2d(

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from rlpips.backbones.convolutions import image_conv2d
+
 BLOCK = 8
 STRIDE = BLOCK // 2
 CHANNELS = BLOCK * BLOCK + 2 * STRIDE * STRIDE
@@ -64,8 +66,13 @@ class PixelFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the features of each scale, `(N, 96, h, w)`, of images `(N, 3, H, W)` in [-1, 1]."""
-        x = x.to(self.filters.dtype) / 2
-        for scale in range(self.scales):
-            if scale:
-                x = F.avg_pool2d(x, 2)
-            yield F.conv2d(x, self.filters, stride=STRIDE)
+        return pixel_features(x, self.filters, self.scales)
+
+
+def pixel_features(x: Tensor, filters: Tensor, scales: int) -> Iterator[Tensor]:
+    """Yield what `PixelFeatures` yields, given its filters in the dtype and on the device of the features."""
+    x = x.to(filters.dtype) / 2
+    for scale in range(scales):
+        if scale:
+            x = F.avg_pool2d(x, 2)
+        yield image_conv2d(x, filters, stride=STRIDE)

@@ -242,3 +242,13 @@ def test_filters_are_the_same_after_any_conversion():
     assert torch.allclose(luma @ luma.T, torch.eye(63).double(), atol=1e-12)
     with pytest.raises(ValueError, match="scales=3"):
         PixelFeatures(3)
+
+
+def test_features_of_pixels_lie_channels_last_with_and_without_gradients():
+    pixels, x = PixelFeatures(2), images(2, 3, 75, 90)
+    with torch.no_grad():
+        plain = list(pixels(x))
+    for without, f in zip(plain, pixels(x.requires_grad_()), strict=True):
+        assert without.is_contiguous(memory_format=torch.channels_last)  # as the comparison reads them
+        assert f.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(without, f, atol=1e-6)
