@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from rlpips._choices import VERSIONS
 from rlpips.backbones.architectures import ARCHITECTURES, Architecture, Backbone
-from rlpips.backbones.pixels import CHANNELS, MOST_SCALES, PixelFeatures
+from rlpips.backbones.pixels import CHANNELS, MOST_SCALES, pixel_features, pixel_filters
 from rlpips.metric.fast_path import can_run_fast, fast_layer_maps
 from rlpips.metric.features import FeatureNetwork
 from rlpips.metric.formula import (
@@ -213,8 +213,8 @@ def _features(
     found: tuple[Tensor, ...] = functional_call(_modules.made[net, version], given, (batch, normalize))
     scales = _scales(parameters, ARCHITECTURES[net])
     if scales:
-        pixels = PixelFeatures(scales).to(like)
-        found += tuple(pixels(2 * batch - 1 if normalize else batch))
+        filters = _FILTERS.to(like.device, like.dtype)
+        found += tuple(pixel_features(2 * batch - 1 if normalize else batch, filters, scales))
     floors = parameters.get("floors")
     if floors is not None:
         found = tuple(
@@ -277,3 +277,4 @@ _modules = _FeatureModules()
 _NAMES = {net: [name for name, _ in _modules.made[net, "0.1"].named_parameters()] for net in ARCHITECTURES}
 with torch.device("cpu"):
     _SCALING = {f"scaling_layer.{name}": buffer for name, buffer in ScalingLayer().named_buffers()}
+    _FILTERS = pixel_filters()
